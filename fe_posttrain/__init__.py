@@ -1,0 +1,25 @@
+"""Free-energy post-training: one objective for SFT and RL, with an optimum that is written down.
+
+The names below are imported on first use, so that `import fe_posttrain` costs nothing.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "FreeEnergyConfig": "fe_posttrain.training.config",
+    "FreeEnergyTrainer": "fe_posttrain.training.trainer",
+}
+
+__all__ = ["FreeEnergyConfig", "FreeEnergyTrainer"]  # noqa: F822 (resolved by __getattr__)
+
+
+def __getattr__(name: str):
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,235 @@
+"""FreeEnergyConfig: TRL's GRPOConfig, the demonstration keys of SFTConfig, and ours, with their checks."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from trl import GRPOConfig, SFTConfig
+
+from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
+
+ESTIMATORS = ("sequence", "sequence_to_go", "trl")
+
+# GRPOConfig and SFTConfig give these different defaults. `None` stands for "that of the method that the run is".
+_SHARED = ("learning_rate", "shuffle_dataset", "remove_unused_columns")
+
+
+def _key(default, help_text: str):
+    return field(default=default, metadata={"help": help_text})
+
+
+def _sft_key(name: str):
+    """A key of SFTConfig, with its own default and help."""
+    original = SFTConfig.__dataclass_fields__[name]
+    return field(default=original.default, metadata=dict(original.metadata))
+
+
+@dataclass
+class FreeEnergyConfig(GRPOConfig):
+    """Settings of a run that descends
+
+        F(pi) = w_r E_{y~pi}[-reward] + w_d E_{demonstrations}[-log pi(y|x)] + beta KL(pi || reference).
+
+    Every key of `trl.GRPOConfig` keeps its name and meaning; `packing`, `max_length` and the other preparation
+    keys of `trl.SFTConfig` apply to demonstrations. A key left at `None` takes TRL's default for what the run
+    is: SFTConfig's when `is_sft`, GRPOConfig's otherwise.
+
+    Args:
+        reward_energy_weight: w_r, weight of the reward energy (energy units per unit of reward).
+        demonstration_energy_weight: w_d, weight of the demonstrations' negative log-likelihood.
+        beta: KL coefficient = temperature, in energy units per nat (0: no KL, no reference, no gap).
+        beta_schedule: how beta moves from `beta` to `beta_final` over the run: constant, linear or cosine.
+        beta_final: last value of beta; needed by every schedule but constant.
+        estimator: `sequence` (shaped reward of the whole completion; exact gradient of F), `sequence_to_go`
+            (each token is charged the KL that follows it; exact too), or `trl` (TRL's own GRPO step, unchanged).
+        loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
+        per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
+            of their own beside rollouts; default `per_device_train_batch_size`.
+
+    Raises:
+        ValueError: one message with every problem, each as `key: what; why; what to write`.
+    """
+
+    reward_energy_weight: float = _key(1.0, "w_r: weight of the reward energy.")
+    demonstration_energy_weight: float = _key(0.0, "w_d: weight of the demonstrations' -log pi.")
+    estimator: str = _key("sequence", "Gradient estimator: sequence, sequence_to_go or trl.")
+    beta_schedule: str = _key("constant", "How beta moves to beta_final: constant, linear or cosine.")
+    beta_final: float | None = _key(None, "Value of beta at the last step.")
+    loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
+    per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
+
+    packing: bool = _sft_key("packing")
+    packing_strategy: str = _sft_key("packing_strategy")
+    padding_free: bool = _sft_key("padding_free")
+    max_length: int | None = _sft_key("max_length")
+    truncation_mode: str = _sft_key("truncation_mode")
+    completion_only_loss: bool | None = _sft_key("completion_only_loss")
+    assistant_only_loss: bool = _sft_key("assistant_only_loss")
+    dataset_text_field: str = _sft_key("dataset_text_field")
+    dataset_num_proc: int | None = _sft_key("dataset_num_proc")
+
+    learning_rate: float | None = _key(
+        None, "Learning rate; default 1e-6, or SFTConfig's 2e-5 in a pure SFT run."
+    )
+    shuffle_dataset: bool | None = _key(None, "Shuffle the training rows; default as in the TRL trainer.")
+    remove_unused_columns: bool | None = _key(
+        None, "Drop columns nobody reads; default as in the TRL trainer."
+    )
+    disable_dropout: bool | None = _key(
+        None, "Default: on when rollouts are made (KL = 0 at step 0 needs it)."
+    )
+    scale_rewards: str | bool | None = _key(
+        None, "Advantage scaling; default none (group under estimator: trl)."
+    )
+    loss_type: str | None = _key(None, "Only under estimator: trl; default TRL's dapo.")
+    logging_nan_inf_filter: bool = _key(False, "Off, so that a NaN loss is not logged as a healthy one.")
+
+    @property
+    def generates(self) -> bool:
+        """Whether training makes rollouts: it does unless neither reward energy nor KL is in F."""
+        return not self.is_sft
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether w_r = beta = 0 for the whole run, so that the run *is* SFT (TRL's token mean)."""
+        return self.reward_energy_weight == 0 and self.beta == 0 and not self.beta_final
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether beta is positive at any step."""
+        return self.beta > 0 or bool(self.beta_final)
+
+    def beta_at(self, step: int, total_steps: int) -> float:
+        """beta in force at optimizer step `step` (from 0) of `total_steps`."""
+        return beta_at(
+            step, total_steps, beta=self.beta, beta_final=self.beta_final, schedule=self.beta_schedule
+        )
+
+    def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise ValueError("FreeEnergyConfig:\n" + "\n".join(f"  - {line}" for line in problems))
+        like = SFTConfig if self.is_sft else GRPOConfig
+        for name in _SHARED:
+            if getattr(self, name) is None:
+                setattr(self, name, like.__dataclass_fields__[name].default)
+        if self.disable_dropout is None:
+            self.disable_dropout = self.generates and self.estimator != "trl"
+        if self.scale_rewards is None:
+            self.scale_rewards = "group" if self.estimator == "trl" else "none"
+        if self.loss_type is None:
+            self.loss_type = "dapo" if self.estimator == "trl" else "dr_grpo"
+        if self.data_seed is None:
+            self.data_seed = self.seed  # GRPO seeds torch per rank; a loader without this shuffles per rank
+        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+            self.bf16 = False
+        if self.is_sft:
+            self._satisfy_grouping()
+        super().__post_init__()
+
+    def _satisfy_grouping(self) -> None:
+        """Pure SFT makes no groups; give GRPOConfig's divisibility check batch sizes that it accepts."""
+        batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        if batch % self.num_generations and self.generation_batch_size is None:
+            self.num_generations, self.steps_per_generation = 2, 2
+
+    def _problems(self) -> list[str]:
+        found = []
+        for name in ("reward_energy_weight", "demonstration_energy_weight", "beta", "beta_final"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                found.append(f"{name}: {value}; a weight of F is finite and not negative; write 0 or more")
+        weights = (
+            self.reward_energy_weight,
+            self.demonstration_energy_weight,
+            self.beta,
+            self.beta_final or 0,
+        )
+        if not any(weights):
+            found.append(
+                "reward_energy_weight: 0, like demonstration_energy_weight and beta; F would be constant; "
+                "write 1 for one of them"
+            )
+        if self.estimator not in ESTIMATORS:
+            found.append(f"estimator: {self.estimator!r}; unknown; write one of {', '.join(ESTIMATORS)}")
+        elif self.loss_type not in (None, "dr_grpo") and self.estimator != "trl" and not self.is_sft:
+            found.append(
+                f"loss_type: {self.loss_type!r}; estimator {self.estimator} divides F by one constant (dr_grpo) "
+                "and by nothing else; leave it out, or write estimator: trl"
+            )
+        if self.beta_schedule not in BETA_SCHEDULES:
+            found.append(
+                f"beta_schedule: {self.beta_schedule!r}; unknown; write one of {', '.join(BETA_SCHEDULES)}"
+            )
+        elif (self.beta_schedule == "constant") != (self.beta_final is None):
+            found.append(
+                f"beta_final: {self.beta_final} with beta_schedule {self.beta_schedule}; a schedule needs its last "
+                "value and a constant has none; write both or neither"
+            )
+        if self.loss_divisor is not None and not self.loss_divisor > 0:
+            found.append(f"loss_divisor: {self.loss_divisor}; F is divided by it; write a positive number")
+        if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
+            found.append(
+                "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
+            )
+        return found
+
+
+# Settings under which the run does not end at the written optimum, and what they do, in plain words.
+_CHANGES_OPTIMUM = (
+    (
+        lambda a: a.scale_rewards != "none",
+        "scale_rewards: {scale_rewards} divides advantages by the reward's standard deviation: the temperature "
+        "becomes beta * std(reward | prompt) and shrinks as the policy sharpens.",
+    ),
+    (
+        lambda a: a.estimator == "trl" and a.uses_reference,
+        "estimator: trl takes the KL per token (k3 times ratio): it forgets a token's effect on later KL.",
+    ),
+    (
+        lambda a: a.estimator == "trl" and a.loss_type != "dr_grpo",
+        "loss_type: {loss_type} divides by lengths that vary: terms of F are reweighted by completion length.",
+    ),
+    (
+        lambda a: a.top_p < 1 or a.top_k > 0 or a.min_p or a.repetition_penalty != 1.0,
+        "top_p, top_k, min_p or repetition_penalty: samples come from a truncated policy, log-probs from the whole.",
+    ),
+    (
+        lambda a: a.temperature != 1.0,
+        "temperature: {temperature}: reward and KL are those of the policy at this temperature, not of the model.",
+    ),
+    (
+        lambda a: a.gradient_accumulation_steps % (a.steps_per_generation * a.num_iterations) != 0,
+        "num_iterations, steps_per_generation: steps on older rollouts weigh tokens by a ratio clipped at epsilon.",
+    ),
+    (
+        lambda a: a.use_vllm and a.vllm_importance_sampling_correction,
+        "use_vllm: the ratio between trainer and vLLM is {vllm_importance_sampling_mode} and capped.",
+    ),
+    (
+        lambda a: a.mask_truncated_completions,
+        "mask_truncated_completions: completions without an end token have no term in F.",
+    ),
+    (
+        lambda a: a.top_entropy_quantile < 1.0,
+        "top_entropy_quantile: only tokens of high entropy are trained.",
+    ),
+    (
+        lambda a: a.entropy_coef != 0 or a.use_adaptive_entropy,
+        "entropy_coef: an entropy bonus is added to F.",
+    ),
+    (
+        lambda a: a.off_policy_mask_threshold is not None,
+        "off_policy_mask_threshold: rows are left out by their own advantage.",
+    ),
+    (
+        lambda a: a.sync_ref_model,
+        "sync_ref_model: the reference moves, so F is measured against a target that moves too.",
+    ),
+)
+
+
+def what_changes_the_optimum(args: FreeEnergyConfig) -> list[str]:
+    """One sentence for each setting of `args` that moves the run's fixed point away from the optimum of F."""
+    if not args.generates:
+        return []
+    return [text.format(**vars(args)) for applies, text in _CHANGES_OPTIMUM if applies(args)]

@@ -1,0 +1,161 @@
+"""Demonstrations: prepared as SFTTrainer prepares them, and read in an order that depends on the step alone."""
+
+import copy
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor
+from trl import SFTTrainer
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from fe_posttrain.training.config import FreeEnergyConfig
+
+PAIRED = "demonstration"  # column of train_dataset that holds a completion for that row's prompt
+PAIRED_ROW = (
+    "demonstration_row"  # where the prepared one lies; added by us, taken out before rewards see the row
+)
+
+
+@dataclass(frozen=True)
+class DemonstrationBatch:
+    """One micro-batch of demonstrations.
+
+    `inputs`: what the model is called with. `weights` (rows,): what each row's -log pi counts, so that the sum
+    over all micro-batches and processes of a step is a mean over that step's demonstrations.
+    """
+
+    inputs: dict[str, Tensor]
+    weights: Tensor
+
+
+def prepare(rows: Dataset | IterableDataset, tokenizer, args: FreeEnergyConfig, *, shuffle: bool):
+    """Tokenise, mask, truncate and pack rows of `prompt` and `completion` (or `text`, `messages`) by TRL's own code."""
+    sample = next(iter(rows))
+    markers = has_generation_markers(tokenizer.chat_template) if args.assistant_only_loss else True
+    completion_only = args.completion_only_loss
+    if completion_only is None:
+        completion_only = "prompt" in sample and "completion" in sample
+    preparer = SimpleNamespace(
+        _tokenizer=tokenizer,
+        chat_template=None if markers else get_training_chat_template(tokenizer),
+        completion_only_loss=completion_only,
+    )
+    settings = copy.copy(args)
+    settings.shuffle_dataset = shuffle
+    return SFTTrainer._prepare_dataset(
+        preparer, rows, tokenizer, settings, args.packing, None, "demonstration"
+    )
+
+
+def collator(tokenizer, args: FreeEnergyConfig) -> DataCollatorForLanguageModeling:
+    """SFTTrainer's collator: padded, or flattened where packing needs it."""
+    flattened = args.padding_free or (args.packing and args.packing_strategy in ("bfd", "bfd_split"))
+    return DataCollatorForLanguageModeling(
+        pad_token_id=tokenizer.pad_token_id,
+        padding_free=flattened,
+        pad_to_multiple_of=args.pad_to_multiple_of,
+    )
+
+
+def count_sequences(inputs: dict[str, Tensor]) -> int:
+    """How many demonstrations of a collated batch have trained tokens; several lie in one row when flattened."""
+    trained = inputs["labels"] != -100
+    if "seq_idx" in inputs:
+        return len(inputs["seq_idx"][trained].unique())
+    return int(trained.any(dim=1).sum())
+
+
+def _model_rows(rows: Dataset) -> Dataset:
+    return rows.select_columns([c for c in ("input_ids", "labels", "seq_lengths") if c in rows.column_names])
+
+
+class DemonstrationStream:
+    """Demonstrations of their own beside the rollouts: an endless shuffled stream.
+
+    Row k of the stream is row k mod M of permutation k // M, drawn from `seed` and k // M alone: optimizer step t
+    reads the same rows whatever happened before it, on any number of processes and after any resume.
+    """
+
+    def __init__(self, rows, tokenizer, args: FreeEnergyConfig):
+        if not isinstance(rows, Dataset):
+            raise ValueError(
+                "demo_dataset: an iterable dataset; beside rollouts, demonstrations are read by position; pass a "
+                "datasets.Dataset"
+            )
+        self.rows = _model_rows(prepare(rows, tokenizer, args, shuffle=False))
+        packed = "seq_lengths" in self.rows.column_names
+        self._sequences = [len(lengths) for lengths in self.rows["seq_lengths"]] if packed else None
+        self.collate = collator(tokenizer, args)
+        self.batch_size = args.per_device_demonstration_batch_size or args.per_device_train_batch_size
+        self.accumulation = args.gradient_accumulation_steps
+        self.seed = args.data_seed
+        self._permutation: tuple[int, list[int]] = (-1, [])
+
+    def _row(self, position: int) -> int:
+        epoch, offset = divmod(position, len(self.rows))
+        if self._permutation[0] != epoch:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            self._permutation = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
+        return self._permutation[1][offset]
+
+    def for_step(
+        self, step: int, first_micro_step: int, micro_batches: list, rank: int, world: int
+    ) -> list[DemonstrationBatch]:
+        """This process's micro-batches of optimizer step `step`; each process knows the whole step's rows."""
+        size = self.batch_size
+        first = step * self.accumulation * world * size
+        rows = [self._row(first + i) for i in range(len(micro_batches) * world * size)]
+        total = sum(self._sequences[row] for row in rows) if self._sequences else len(rows)
+        batches = []
+        for micro in range(len(micro_batches)):
+            start = (micro * world + rank) * size
+            inputs = self.collate([self.rows[row] for row in rows[start : start + size]])
+            weights = torch.full((len(inputs["input_ids"]),), 1.0 / total)
+            batches.append(DemonstrationBatch(inputs, weights))
+        return batches
+
+
+class PairedDemonstrations:
+    """The demonstrations of the very prompts that a step rolls out, from the column `demonstration`.
+
+    Every local row of the generation batch carries its prompt's demonstration with weight 1 / rows, so a prompt
+    counts once in all, wherever its group lies. Rows without one (None) count in the divisor and add nothing.
+    """
+
+    def __init__(self, rows: Dataset, tokenizer, args: FreeEnergyConfig):
+        if args.packing or args.padding_free:
+            raise ValueError(
+                "packing: on; demonstrations paired with prompts are weighted row by row; write packing: false and "
+                "padding_free: false"
+            )
+        has_one = [i for i, completion in enumerate(rows[PAIRED]) if completion]
+        alone = rows.select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
+        alone = alone.add_column(PAIRED_ROW, list(range(len(rows)))).select(has_one)
+        prepared = prepare(alone, tokenizer, args, shuffle=False)
+        self.rows = dict(zip(prepared[PAIRED_ROW], _model_rows(prepared).to_list(), strict=True))
+        self.collate = collator(tokenizer, args)
+        self.slices = args.steps_per_generation
+
+    def for_step(
+        self, step: int, first_micro_step: int, micro_batches: list, rank: int, world: int
+    ) -> list[DemonstrationBatch | None]:
+        """This process's micro-batches. Every element of `micro_batches` is the whole generation batch; micro-batch
+        k takes the k-th of its slices, as TRL takes rollouts."""
+        batches = []
+        for micro, rows in enumerate(micro_batches):
+            size = len(rows) // self.slices
+            part = (first_micro_step + micro) % self.slices
+            counts: dict[int, int] = {}
+            for row in rows[part * size : (part + 1) * size]:
+                if row[PAIRED_ROW] in self.rows:
+                    counts[row[PAIRED_ROW]] = counts.get(row[PAIRED_ROW], 0) + 1
+            if not counts:
+                batches.append(None)
+                continue
+            total = size * world * len(micro_batches)
+            inputs = self.collate([self.rows[key] for key in counts])
+            batches.append(DemonstrationBatch(inputs, torch.tensor(list(counts.values())) / total))
+        return batches

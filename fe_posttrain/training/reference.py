@@ -1,0 +1,82 @@
+"""The reference policy: a snapshot of the weights that were passed in, or the model with its adapter disabled."""
+
+import copy
+from contextlib import contextmanager
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.callbacks import SyncRefModelCallback
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+from fe_posttrain.training.config import FreeEnergyConfig
+
+
+def snapshot_is_ours(model, args: FreeEnergyConfig, peft_config) -> bool:
+    """Whether the reference is a snapshot that we take, and not an adapter that TRL disables.
+
+    TRL reloads the reference from the path in the model's config, so that a model built or changed in memory
+    fails or gets other weights. Under ZeRO-3 the weights are sharded from the start and only TRL's way works.
+    """
+    adapted = peft_config is not None or is_peft_model(model)
+    return args.uses_reference and not adapted and not is_deepspeed_zero3_enabled()
+
+
+@contextmanager
+def without_reload(args: FreeEnergyConfig, active: bool):
+    """While GRPOTrainer is constructed, hide the settings that make it load a reference from disk."""
+    kept = args.beta, args.sync_ref_model
+    if active:
+        args.beta, args.sync_ref_model = 0.0, False
+    elif args.uses_reference and args.beta == 0:  # a schedule that starts at 0 still needs TRL's reference
+        args.beta = args.beta_final
+    try:
+        yield
+    finally:
+        args.beta, args.sync_ref_model = kept
+
+
+def attach_snapshot(trainer) -> None:
+    """Copy the trainer's model as it stands into `trainer.ref_model`: frozen, scored as TRL scores, on its device."""
+    model = copy.deepcopy(trainer.model).requires_grad_(False).eval()
+    vars(model).pop("forward", None)  # the fused head of the copy still closes over the original model
+    args = trainer.args
+    disable_dropout_in_model(model)
+    add_fused_lm_head(model, temperature=trainer.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
+    if trainer.is_deepspeed_enabled:
+        trainer.ref_model = prepare_deepspeed(model, trainer.accelerator)
+    elif trainer.is_fsdp_enabled:
+        trainer.ref_model = prepare_fsdp(model, trainer.accelerator)
+    else:
+        trainer.ref_model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
+    if args.sync_ref_model:
+        trainer.add_callback(
+            SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator)
+        )
+
+
+def check_starts_at_reference(log_ratio: Tensor, mask: Tensor, low_precision: bool) -> None:
+    """KL(policy || reference) = 0 at step 0, or the run is not the one that was written down.
+
+    Args:
+        log_ratio: (N, T) log pi - log reference of the first rollouts, both scored by the same forward.
+        mask: (N, T) true on completion tokens.
+        low_precision: whether the forward runs in bf16 or fp16.
+
+    Raises:
+        ValueError: the mean absolute difference exceeds rounding.
+    """
+    apart = (log_ratio.abs() * mask).sum() / mask.sum().clamp(min=1)
+    if not apart <= (5e-2 if low_precision else 1e-3):
+        raise ValueError(
+            f"reference: policy and reference differ by {apart:.3g} nats per token before the first update; the KL "
+            "of F must start at 0; pass the model in the state that is to be the reference (an adapter must start "
+            "as the identity, dropout must be off, and the model must not change after the trainer is built)"
+        )
+
+
+def low_precision(trainer) -> bool:
+    """Whether the policy's forward rounds to half precision."""
+    return trainer.args.bf16 or trainer.args.fp16 or trainer.model.dtype in (torch.bfloat16, torch.float16)
