@@ -12,7 +12,7 @@ _WHERE = {
     "FreeEnergyTrainer": "fe_posttrain.training.trainer",
 }
 
-__all__ = ["FreeEnergyConfig", "FreeEnergyTrainer"]  # noqa: F822 (resolved by __getattr__)
+__all__ = ["FreeEnergyConfig", "FreeEnergyTrainer"]
 
 
 def __getattr__(name: str):

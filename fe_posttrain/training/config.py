@@ -68,19 +68,11 @@ class FreeEnergyConfig(GRPOConfig):
     dataset_text_field: str = _sft_key("dataset_text_field")
     dataset_num_proc: int | None = _sft_key("dataset_num_proc")
 
-    learning_rate: float | None = _key(
-        None, "Learning rate; default 1e-6, or SFTConfig's 2e-5 in a pure SFT run."
-    )
+    learning_rate: float | None = _key(None, "Learning rate; default 1e-6, or SFTConfig's 2e-5 in a pure SFT run.")
     shuffle_dataset: bool | None = _key(None, "Shuffle the training rows; default as in the TRL trainer.")
-    remove_unused_columns: bool | None = _key(
-        None, "Drop columns nobody reads; default as in the TRL trainer."
-    )
-    disable_dropout: bool | None = _key(
-        None, "Default: on when rollouts are made (KL = 0 at step 0 needs it)."
-    )
-    scale_rewards: str | bool | None = _key(
-        None, "Advantage scaling; default none (group under estimator: trl)."
-    )
+    remove_unused_columns: bool | None = _key(None, "Drop columns nobody reads; default as in the TRL trainer.")
+    disable_dropout: bool | None = _key(None, "Default: on when rollouts are made (KL = 0 at step 0 needs it).")
+    scale_rewards: str | bool | None = _key(None, "Advantage scaling; default none (group under estimator: trl).")
     loss_type: str | None = _key(None, "Only under estimator: trl; default TRL's dapo.")
     logging_nan_inf_filter: bool = _key(False, "Off, so that a NaN loss is not logged as a healthy one.")
 
@@ -101,9 +93,7 @@ class FreeEnergyConfig(GRPOConfig):
 
     def beta_at(self, step: int, total_steps: int) -> float:
         """beta in force at optimizer step `step` (from 0) of `total_steps`."""
-        return beta_at(
-            step, total_steps, beta=self.beta, beta_final=self.beta_final, schedule=self.beta_schedule
-        )
+        return beta_at(step, total_steps, beta=self.beta, beta_final=self.beta_final, schedule=self.beta_schedule)
 
     def __post_init__(self) -> None:
         if problems := self._problems():
@@ -157,9 +147,7 @@ class FreeEnergyConfig(GRPOConfig):
                 "and by nothing else; leave it out, or write estimator: trl"
             )
         if self.beta_schedule not in BETA_SCHEDULES:
-            found.append(
-                f"beta_schedule: {self.beta_schedule!r}; unknown; write one of {', '.join(BETA_SCHEDULES)}"
-            )
+            found.append(f"beta_schedule: {self.beta_schedule!r}; unknown; write one of {', '.join(BETA_SCHEDULES)}")
         elif (self.beta_schedule == "constant") != (self.beta_final is None):
             found.append(
                 f"beta_final: {self.beta_final} with beta_schedule {self.beta_schedule}; a schedule needs its last "

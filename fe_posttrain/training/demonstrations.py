@@ -14,9 +14,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from fe_posttrain.training.config import FreeEnergyConfig
 
 PAIRED = "demonstration"  # column of train_dataset that holds a completion for that row's prompt
-PAIRED_ROW = (
-    "demonstration_row"  # where the prepared one lies; added by us, taken out before rewards see the row
-)
+PAIRED_ROW = "demonstration_row"  # where the prepared one lies; added by us, taken out before rewards see the row
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,7 @@ def prepare(rows: Dataset | IterableDataset, tokenizer, args: FreeEnergyConfig, 
     )
     settings = copy.copy(args)
     settings.shuffle_dataset = shuffle
-    return SFTTrainer._prepare_dataset(
-        preparer, rows, tokenizer, settings, args.packing, None, "demonstration"
-    )
+    return SFTTrainer._prepare_dataset(preparer, rows, tokenizer, settings, args.packing, None, "demonstration")
 
 
 def collator(tokenizer, args: FreeEnergyConfig) -> DataCollatorForLanguageModeling:

@@ -20,7 +20,7 @@ def snapshot_is_ours(model, args: FreeEnergyConfig, peft_config) -> bool:
     TRL reloads the reference from the path in the model's config, so that a model built or changed in memory
     fails or gets other weights. Under ZeRO-3 the weights are sharded from the start and only TRL's way works.
     """
-    adapted = peft_config is not None or is_peft_model(model)
+    adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
     return args.uses_reference and not adapted and not is_deepspeed_zero3_enabled()
 
 
@@ -52,9 +52,7 @@ def attach_snapshot(trainer) -> None:
     else:
         trainer.ref_model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
     if args.sync_ref_model:
-        trainer.add_callback(
-            SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator)
-        )
+        trainer.add_callback(SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
 
 
 def check_starts_at_reference(log_ratio: Tensor, mask: Tensor, low_precision: bool) -> None:

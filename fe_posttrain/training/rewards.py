@@ -19,9 +19,7 @@ def find_reward(name: str) -> Callable:
     module, _, attribute = path.partition(":")
     if not attribute:
         known = ", ".join(sorted(REWARDS))
-        raise ValueError(
-            f"reward_funcs: {name!r}; no such reward; write one of {known}, or package.module:function"
-        )
+        raise ValueError(f"reward_funcs: {name!r}; no such reward; write one of {known}, or package.module:function")
     try:
         return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

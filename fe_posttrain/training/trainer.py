@@ -89,9 +89,7 @@ class FreeEnergyTrainer(GRPOTrainer):
                 environment_factory=environment_factory,
             )
         if self._is_vlm:
-            raise ValueError(
-                "processing_class: a processor for images; only text is supported; pass a tokenizer"
-            )
+            raise ValueError("processing_class: a processor for images; only text is supported; pass a tokenizer")
         if snapshot:
             reference.attach_snapshot(self)
         self._exact = args.estimator != "trl"
@@ -110,19 +108,13 @@ class FreeEnergyTrainer(GRPOTrainer):
             self._demonstrations = demonstrations.DemonstrationStream(demo_dataset, self._tokenizer, args)
         elif args.demonstration_energy_weight:
             self._demonstrations = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
-            self.train_dataset = train_dataset.add_column(
-                demonstrations.PAIRED_ROW, list(range(len(train_dataset)))
-            )
-        self._decoding = Decoding(
-            args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p
-        )
+            self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
+        self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._samples = self._can_sample()
         if self._samples:
             self.rollout_func = type(self)._rollout
         if self.accelerator.is_main_process and (lines := what_changes_the_optimum(args)):
-            logger.warning(
-                "This run does not end at the optimum of F as written:\n  - %s", "\n  - ".join(lines)
-            )
+            logger.warning("This run does not end at the optimum of F as written:\n  - %s", "\n  - ".join(lines))
 
     def _send_telemetry(self) -> None:
         """TRL reports every trainer that is built; we do not."""
@@ -274,9 +266,7 @@ class FreeEnergyTrainer(GRPOTrainer):
         rank, rows = self.accelerator.process_index, len(mask)
         local = slice(rank * rows, (rank + 1) * rows)
         batch["advantages"] = (advantages / scale)[local]
-        if (
-            "old_per_token_logps" in batch
-        ):  # the policy may have moved when a row is used: see `_compute_loss`
+        if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]
             batch["energy_baseline"] = baseline[local]
             batch["energy_scale"] = scale.expand(len(rewards), *scale.shape[1:])[local]
@@ -446,11 +436,7 @@ class FreeEnergyTrainer(GRPOTrainer):
         if num_items_in_batch is not None:  # the mean over the whole step; bring it back to this micro-batch
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
             mean = mean * num_items_in_batch / processes / tokens.clamp(min=1)
-        totals = (
-            self.accelerator.gather(torch.stack([mean * tokens, mean.new_tensor(sequences)]))
-            .view(-1, 2)
-            .sum(0)
-        )
+        totals = self.accelerator.gather(torch.stack([mean * tokens, mean.new_tensor(sequences)])).view(-1, 2).sum(0)
         self._metrics[mode]["free_energy/demonstration"].append((weight * totals[0] / totals[1]).item())
         loss = loss if weight == 1 else weight * loss
         return (loss, out[1]) if return_outputs else loss
@@ -498,9 +484,7 @@ class FreeEnergyTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        terms = [
-            metrics[key] for key in ("free_energy/reward", "free_energy/demonstration") if key in metrics
-        ]
+        terms = [metrics[key] for key in ("free_energy/reward", "free_energy/demonstration") if key in metrics]
         if terms:
             if "free_energy/kl" in metrics:
                 pairs = zip(metrics["free_energy/beta"], metrics["free_energy/kl"], strict=True)
@@ -542,7 +526,5 @@ def _check_data(args: FreeEnergyConfig, train_dataset, demo_dataset):
         )
     demo_dataset = train_dataset if demo_dataset is None else demo_dataset
     if demo_dataset is None:
-        raise ValueError(
-            "demo_dataset: missing; without reward energy and beta the run is SFT; pass demonstrations"
-        )
+        raise ValueError("demo_dataset: missing; without reward energy and beta the run is SFT; pass demonstrations")
     return demo_dataset

@@ -1,0 +1,220 @@
+"""Build what a recipe says and run it: model, data, trainer, run folder, terminal."""
+
+import contextlib
+import json
+import logging
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from trl import ModelConfig, get_peft_config
+
+from fe_posttrain.recipe.reading import TESTBED, RecipeError, RunSettings, read_recipe, split
+from fe_posttrain.sequences import Decoding, sample
+from fe_posttrain.tasks import digits
+from fe_posttrain.tasks.exact import exact_probabilities
+from fe_posttrain.tasks.exact_callback import ExactCallback
+from fe_posttrain.tasks.pretraining import reference_model
+from fe_posttrain.training.config import FreeEnergyConfig
+from fe_posttrain.training.demonstrations import PAIRED
+from fe_posttrain.training.rewards import find_reward
+from fe_posttrain.training.run import MetricsCallback, RunFolder
+from fe_posttrain.training.trainer import KNOWN_P, FreeEnergyTrainer
+from fe_posttrain.view import terminal
+
+SAMPLES_PER_FAMILY = 2
+
+
+def launch(path: str, overrides: list[str]) -> Path:
+    """Train what the recipe at `path` says and return the run folder.
+
+    Raises:
+        RecipeError: the recipe cannot be run; the message is for the person who wrote it.
+    """
+    values = read_recipe(path, overrides)
+    run_values, config_values, model_values = split(values, (RunSettings, FreeEnergyConfig, ModelConfig))
+    config_values.setdefault("output_dir", f"runs/{Path(path).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    try:
+        settings, args, model_config = (
+            RunSettings(**run_values),
+            FreeEnergyConfig(**config_values),
+            ModelConfig(**model_values),
+        )
+        rewards = [find_reward(name) for name in settings.reward_funcs] or None
+    except (ValueError, TypeError) as error:
+        raise RecipeError(str(error)) from error
+    args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
+    args.disable_tqdm = True
+    main = args.process_index == 0
+    console = Console(quiet=not main)
+    _quiet()
+
+    folder = None
+    if main:
+        try:
+            folder = RunFolder(args.output_dir)
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        folder.describe({**vars(settings), **vars(model_config), **args.to_dict()})
+        console.print(f"[bold]{_equation(args)}[/bold]\nrun folder: {folder.path}", highlight=False)
+
+    name = model_config.model_name_or_path
+    model_path = str(reference_model()) if name == TESTBED else name
+    tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=args.trust_remote_code)
+    prompts, demos = _data(settings, args, model_path, tokenizer)
+    probes = _probes(settings) if name == TESTBED else {}
+    args.model_init_kwargs = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    trainer = FreeEnergyTrainer(
+        model_path,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=prompts,
+        demo_dataset=demos,
+        processing_class=tokenizer,
+        peft_config=get_peft_config(model_config),
+    )
+    trainer.remove_callback(PrinterCallback)
+    exact = None
+    if probes:
+        exact = ExactCallback(
+            tokenizer,
+            probes,
+            model_path,
+            every=settings.probe_steps,
+            reward_energy_weight=args.reward_energy_weight,
+            beta_at=lambda step: args.beta_at(step, trainer.state.max_steps) if args.generates else 0.0,
+        )
+        trainer.add_callback(exact)
+    trainer.add_callback(terminal.TerminalCallback(console))
+    if main:
+        trainer.add_callback(MetricsCallback(folder))
+
+    started = time.time()
+    trainer.train()
+    seconds = time.time() - started
+    trainer.save_model(str(Path(args.output_dir) / "model"))
+    if main:
+        summary = {"recipe": str(path), "steps": trainer.state.global_step, "train_seconds": round(seconds, 2)}
+        summary["families"] = exact.summary() if exact else {}
+        summary["exact"] = {"start": exact.history[0], "end": exact.history[-1]} if exact else {}
+        summary["free_energy"] = _first_and_last(folder.path / "metrics.jsonl")
+        samples = _samples(probes, model_path, trainer, tokenizer) if probes else []
+        folder.write_json("samples.json", samples)
+        folder.write_json("summary.json", summary)
+        _say_goodbye(console, folder, summary, samples)
+    trainer.end()
+    return Path(args.output_dir)
+
+
+def _quiet() -> None:
+    """Leave the terminal to the progress line; libraries keep their errors."""
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    logging.getLogger("fe_posttrain").setLevel(logging.INFO)
+
+
+def _equation(args: FreeEnergyConfig) -> str:
+    """F of this run, as it was asked for."""
+    parts = []
+    if args.reward_energy_weight:
+        parts.append(f"{args.reward_energy_weight:g} E[-reward]")
+    if args.demonstration_energy_weight:
+        parts.append(f"{args.demonstration_energy_weight:g} E_demonstrations[-log pi]")
+    if args.uses_reference:
+        beta = f"{args.beta:g}" if args.beta_final is None else f"({args.beta:g} -> {args.beta_final:g})"
+        parts.append(f"{beta} KL(pi || reference)")
+    return "F(pi) = " + " + ".join(parts)
+
+
+def _data(settings: RunSettings, args: FreeEnergyConfig, model_path: str, tokenizer) -> tuple[Dataset | None, ...]:
+    """Rollout prompts and demonstrations of the testbed."""
+    prompts = demos = None
+    if settings.prompts and args.generates:
+        prompts = digits.dataset(settings.prompts, settings.prompt_rows, args.seed)
+        model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+        known = exact_probabilities(model, tokenizer, prompts["prompt"])
+        prompts = prompts.add_column(KNOWN_P, known.tolist())
+        if settings.demonstrations_paired:
+            worked = [digits.demonstration(x, settings.demonstration_worked) for x in prompts["prompt"]]
+            prompts = prompts.add_column(PAIRED, worked)
+    if settings.demonstrations and not settings.demonstrations_paired:
+        demos = digits.dataset(
+            settings.demonstrations,
+            settings.demonstration_rows,
+            args.seed + 1,
+            demonstrations=True,
+            worked=settings.demonstration_worked,
+        )
+    if prompts is None and args.generates:
+        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
+    return prompts, demos
+
+
+def _probes(settings: RunSettings) -> dict[str, list[str]]:
+    """Held-out prompts of every family: what a run does to the ones it never saw matters too."""
+    return {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES}
+
+
+def _first_and_last(metrics: Path) -> dict[str, dict[str, float]]:
+    """Mean of each free-energy term over the first and the last tenth of the logged steps."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [row for row in rows if "free_energy/total" in row]
+    count = max(1, len(rows) // 10)
+    found = {}
+    for key in ("total", "reward", "demonstration", "kl", "gap"):
+        values = [row.get(f"free_energy/{key}") for row in rows]
+        if rows and None not in values:
+            found[key] = {"start": sum(values[:count]) / count, "end": sum(values[-count:]) / count}
+    return found
+
+
+def _samples(probes: dict, model_path: str, trainer, tokenizer) -> list[dict[str, Any]]:
+    """One completion of a few probe prompts by the reference and by the policy."""
+    asked = [(family, x) for family, prompts in probes.items() for x in prompts[:SAMPLES_PER_FAMILY]]
+    prompt_ids = tokenizer([x for _, x in asked])["input_ids"]
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    reference = AutoModelForCausalLM.from_pretrained(model_path).to(policy.device)
+    drawn = {}
+    with torch.random.fork_rng(devices=[]) if policy.device.type == "cpu" else contextlib.nullcontext():
+        torch.manual_seed(0)
+        for end, model in (("before", reference), ("after", policy)):
+            ids, _ = sample(
+                model.eval(),
+                prompt_ids,
+                Decoding(trainer.args.max_completion_length),
+                eos_token_ids=[tokenizer.eos_token_id],
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            drawn[end] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    rows = []
+    for i, (family, x) in enumerate(asked):
+        row = {"family": family, "prompt": x, "answer": digits.answers(x)[-1]}
+        for end in ("before", "after"):
+            row |= {end: drawn[end][i], f"{end}_correct": digits.verify(x, drawn[end][i])}
+        rows.append(row)
+    return rows
+
+
+def _say_goodbye(console: Console, folder: RunFolder, summary: dict, samples: list) -> None:
+    console.print()
+    if samples:
+        console.print(terminal.samples_table(samples))
+    if summary["free_energy"]:
+        console.print(terminal.energies_table(summary["free_energy"]))
+    if summary["families"]:
+        console.print(terminal.families_table(summary["families"]))
+    console.print(f"{summary['steps']} steps in {summary['train_seconds']:.1f} s; everything is in {folder.path}")

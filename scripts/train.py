@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Train what a recipe says.
+
+    accelerate launch scripts/train.py --config recipes/quickstart.yaml
+    accelerate launch scripts/train.py --config recipes/rl.yaml --beta 0.1 --max_steps 40
+
+Every key of a recipe can be overridden as `--key value`, the value read as YAML. Keys are those of
+FreeEnergyConfig (all of TRL's GRPOConfig, and ours), of TRL's ModelConfig, and of RunSettings
+(fe_posttrain/recipe/reading.py). recipes/README.md explains them.
+"""
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="the recipe to run")
+    words, overrides = parser.parse_known_args()
+
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+
+    from fe_posttrain.recipe.launch import launch
+    from fe_posttrain.recipe.reading import RecipeError
+
+    try:
+        launch(words.config, overrides)
+    except RecipeError as error:
+        print(f"The recipe cannot be run:\n{error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
