@@ -1,0 +1,41 @@
+"""Two real processes (gloo) against one: the same gradients, and SFTTrainer's own numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import two_processes
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    where = tmp_path_factory.mktemp("two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*launch, str(Path(two_processes.__file__)), str(where)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(where / "found.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("estimator", ["sequence", "sequence_to_go"])
+def test_groups_that_straddle_processes_give_the_same_gradients(found, tmp_path, estimator):
+    alone = two_processes.straddling(tmp_path, 1, estimator)
+    assert len(alone) == two_processes.STEPS
+    for one, two in zip(alone, found[estimator], strict=True):
+        assert one.keys() == two.keys()
+        scale = max(gradient.abs().max() for gradient in one.values())
+        for name, gradient in one.items():
+            assert (gradient - two[name]).abs().max() <= 1e-6 * scale, name
+
+
+def test_pure_demonstrations_are_sft_trainer_on_two_processes(found):
+    assert found["sft"] and all(found["sft"].values()), found["sft"]

@@ -1,0 +1,88 @@
+"""Run by torchrun in test_two_processes.py, and imported by it for the one-process side; writes what it saw."""
+
+import sys
+from pathlib import Path
+
+import small
+import torch
+from trl import SFTConfig, SFTTrainer
+
+from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
+from fe_posttrain.sequences import score
+
+ROWS, GROUP, STEPS = 12, 4, 2  # on two processes, rows 4-7 of each step are one group on both
+
+
+def fixed_rollouts(prompts, trainer):
+    """Completions that depend on the row's place in the whole batch alone, scored by the policy of now."""
+    rank, tokenizer = trainer.accelerator.process_index, small.TOKENIZER
+    prompt_ids = tokenizer(prompts)["input_ids"]
+    completion_ids = []
+    for i in range(len(prompts)):
+        generator = torch.Generator().manual_seed(1000 * trainer.state.global_step + rank * len(prompts) + i)
+        length = int(torch.randint(1, 8, (1,), generator=generator))
+        drawn = torch.randint(4, len(tokenizer), (length,), generator=generator).tolist()
+        completion_ids.append([*drawn, tokenizer.eos_token_id])
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    log_probs, mask = score(model, prompt_ids, completion_ids, pad_token_id=tokenizer.pad_token_id)
+    kept = [row[m].tolist() for row, m in zip(log_probs, mask, strict=True)]
+    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": kept}
+
+
+def straddling(folder: Path, processes: int, estimator: str) -> list[dict[str, torch.Tensor]]:
+    """Gradients of a mixture under the default estimator, its groups straddling processes."""
+    record, _ = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={
+            "max_steps": STEPS,
+            "per_device_train_batch_size": ROWS // processes,
+            "num_generations": GROUP,
+            "max_completion_length": 8,
+            "beta": 0.2,
+            "estimator": estimator,
+            "demonstration_energy_weight": 0.5,
+            "max_grad_norm": 0.0,
+        },
+        model=small.model(),
+        reward_funcs=[small.length_reward],
+        train_dataset=small.prompts(),
+        demo_dataset=small.demonstrations(),
+        rollout_func=fixed_rollouts,
+    )
+    return record.gradients
+
+
+def sft_parity(folder: Path) -> dict[str, bool]:
+    """SFTTrainer against pure demonstrations on this many processes."""
+    settings = {"max_steps": 20, "per_device_train_batch_size": 4, "data_seed": 3}
+    pure = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
+    rows = small.demonstrations()
+    theirs, sft = small.run(
+        SFTTrainer, SFTConfig, folder, settings=settings, model=small.model(), train_dataset=rows
+    )
+    ours, trainer = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={**settings, **pure},
+        model=small.model(),
+        demo_dataset=rows,
+    )
+    same = {key: ours.column(key) == theirs.column(key) for key in ("loss", "grad_norm", "num_tokens")}
+    unwrap = trainer.accelerator.unwrap_model
+    same["weights"] = small.same_weights(unwrap(trainer.model), unwrap(sft.model))
+    return same | {
+        "second epoch": theirs.logs[-1]["epoch"] > 1,
+        "two processes": trainer.accelerator.num_processes == 2,
+    }
+
+
+if __name__ == "__main__":
+    where = Path(sys.argv[1])
+    found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
+    found["sft"] = sft_parity(where)
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, where / "found.pt")
+    torch.distributed.destroy_process_group()
