@@ -59,9 +59,7 @@ def sft_parity(folder: Path) -> dict[str, bool]:
     settings = {"max_steps": 20, "per_device_train_batch_size": 4, "data_seed": 3}
     pure = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
     rows = small.demonstrations()
-    theirs, sft = small.run(
-        SFTTrainer, SFTConfig, folder, settings=settings, model=small.model(), train_dataset=rows
-    )
+    theirs, sft = small.run(SFTTrainer, SFTConfig, folder, settings=settings, model=small.model(), train_dataset=rows)
     ours, trainer = small.run(
         FreeEnergyTrainer,
         FreeEnergyConfig,

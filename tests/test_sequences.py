@@ -1,0 +1,105 @@
+"""Sampling and scoring: the log-probs that come with samples are the law they were drawn from."""
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from fe_posttrain.sequences import Decoding, can_sample, sample, score
+
+VOCABULARY, PAD, EOS = 12, 0, 1
+SIZES = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
+LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+BUILDERS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **LAYERS, initializer_range=0.3)),
+    "qwen3": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES, **LAYERS, num_key_value_heads=1, head_dim=8, initializer_range=0.3)
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3)),
+}
+PROMPTS = [[5, 6, 7, 8]] * 6 + [[9]] * 6 + [[5, 6]] * 4
+
+
+def build(name: str):
+    torch.manual_seed(0)
+    return BUILDERS[name]().eval()
+
+
+def draw(model, decoding, prompts=PROMPTS):
+    return sample(model, prompts, decoding, eos_token_ids=[EOS], pad_token_id=PAD)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_log_probs_are_those_of_an_unpadded_uncached_forward(name, temperature):
+    model = build(name)
+    completions, log_probs = draw(model, Decoding(9, temperature=temperature))
+    assert len({len(row) for row in completions}) > 2  # rows end at different tokens and are dropped on the way
+    for prompt, completion, drawn in zip(PROMPTS, completions, log_probs, strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / temperature
+        wanted = logits.log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+        assert drawn == pytest.approx(wanted.tolist(), abs=2e-5)
+        assert EOS not in completion[:-1] and (len(completion) == 9 or completion[-1] == EOS)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_scores_do_not_depend_on_padding_or_batches(name):
+    model = build(name)
+    completions, log_probs = draw(model, Decoding(9))
+    together, mask = score(model, PROMPTS, completions, pad_token_id=PAD)
+    split, _ = score(model, PROMPTS, completions, pad_token_id=PAD, batch_size=3)
+    assert torch.allclose(together, split, atol=2e-5)
+    assert mask.sum(1).tolist() == [len(row) for row in completions]
+    assert (together[~mask] == 0).all()
+    for row, kept, drawn in zip(together, mask, log_probs, strict=True):
+        assert row[kept].tolist() == pytest.approx(drawn, abs=2e-5)
+
+
+def test_samples_follow_the_law_of_the_model():
+    """20,000 completions of at most two tokens against their exact probabilities."""
+    model = build("llama")
+    rows = 20_000
+    completions, _ = draw(model, Decoding(2), [[5, 6]] * rows)
+    every = [[EOS], *([a, b] for a in range(VOCABULARY) if a != EOS for b in range(VOCABULARY))]
+    log_probs, _ = score(model, [[5, 6]] * len(every), every, pad_token_id=PAD)
+    p = log_probs.double().sum(1).exp()
+    assert p.sum().item() == pytest.approx(1.0, abs=1e-5)
+    counts = torch.tensor([completions.count(row) for row in every])
+    large = p * rows >= 5
+    observed = torch.cat([counts[large], counts[~large].sum()[None]])
+    expected = torch.cat([p[large], p[~large].sum()[None]]) / p.sum() * rows
+    assert chisquare(observed.numpy(), expected.numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize(("own", "allowed"), [({"top_k": 3}, 3), ({"min_p": 0.999}, 1), ({"top_p": 1e-6}, 1)])
+def test_truncated_samples_come_with_the_truncated_law(own, allowed):
+    model = build("llama")
+    decoding = Decoding(1, **own)
+    assert decoding.truncates and not Decoding(1, temperature=0.5).truncates
+    completions, log_probs = draw(model, decoding, [[5, 6]] * 500)
+    logits = model(torch.tensor([[5, 6]])).logits[0, -1]
+    kept = logits.topk(allowed).indices
+    wanted = logits[kept].log_softmax(-1)
+    by_token = dict(zip(kept.tolist(), wanted.tolist(), strict=True))
+    assert {row[0] for row in completions} <= set(by_token)
+    for row, drawn in zip(completions, log_probs, strict=True):
+        assert drawn[0] == pytest.approx(by_token[row[0]], abs=1e-5)
+
+
+def test_an_empty_completion_is_one_end_token():
+    model = build("llama")
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[EOS] = 1e4 * torch.sign(model.model(torch.tensor([[5]])).last_hidden_state[0, -1])
+    completions, log_probs = draw(model, Decoding(4), [[5]] * 3)
+    assert completions == [[EOS]] * 3
+    assert log_probs == [pytest.approx([0.0], abs=1e-5)] * 3
+
+
+def test_models_without_a_plain_cache_are_left_to_trl():
+    config = Qwen3Config(
+        **SIZES, **LAYERS, num_key_value_heads=1, head_dim=8, sliding_window=4, use_sliding_window=True
+    )
+    config.layer_types = ["sliding_attention", "full_attention"]
+    assert not can_sample(Qwen3ForCausalLM(config))
+    assert can_sample(build("llama"))

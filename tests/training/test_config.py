@@ -1,0 +1,74 @@
+"""FreeEnergyConfig: every problem at once, and TRL's defaults for what the run is."""
+
+import pytest
+from trl import GRPOConfig, SFTConfig
+
+from fe_posttrain import FreeEnergyConfig
+from fe_posttrain.training.config import what_changes_the_optimum
+
+PURE = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
+
+
+def config(tmp_path, **own) -> FreeEnergyConfig:
+    return FreeEnergyConfig(str(tmp_path), use_cpu=True, **own)
+
+
+def test_every_problem_is_reported_at_once(tmp_path):
+    with pytest.raises(ValueError) as error:
+        config(
+            tmp_path,
+            reward_energy_weight=-1.0,
+            beta=float("nan"),
+            estimator="sequnce",
+            beta_schedule="linear",
+            loss_divisor=0.0,
+        )
+    for key in ("reward_energy_weight", "beta", "estimator", "beta_final", "loss_divisor"):
+        assert f"  - {key}: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "key"),
+    [
+        ({"reward_energy_weight": 0.0}, "reward_energy_weight"),
+        ({"loss_type": "dapo"}, "loss_type"),
+        ({"beta_final": 0.1}, "beta_final"),
+        ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy"),
+        ({"beta_schedule": "exponential"}, "beta_schedule"),
+    ],
+)
+def test_one_problem_is_one_line(tmp_path, own, key):
+    with pytest.raises(ValueError, match=rf"\n  - {key}: ") as error:
+        config(tmp_path, **own)
+    assert str(error.value).count("\n  - ") == 1
+
+
+def test_defaults_are_those_of_the_trl_trainer_that_the_run_is(tmp_path):
+    kwargs = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    sft, grpo = SFTConfig(**kwargs), GRPOConfig(**kwargs)
+    pure, rl = config(tmp_path, **PURE), config(tmp_path)
+    for name in ("learning_rate", "shuffle_dataset", "remove_unused_columns"):
+        assert getattr(pure, name) == getattr(sft, name)
+        assert getattr(rl, name) == getattr(grpo, name)
+    trl = config(tmp_path, estimator="trl")
+    for name in ("loss_type", "scale_rewards", "disable_dropout", "beta", "temperature", "learning_rate"):
+        assert getattr(trl, name) == getattr(grpo, name)
+    assert (rl.loss_type, rl.scale_rewards, rl.disable_dropout) == ("dr_grpo", "none", True)
+    assert not rl.bf16 and rl.data_seed == rl.seed and not rl.logging_nan_inf_filter
+
+
+def test_pure_sft_accepts_batch_sizes_that_hold_no_group(tmp_path):
+    for batch in (1, 3):
+        assert config(tmp_path, **PURE, per_device_train_batch_size=batch).is_sft
+
+
+def test_a_schedule_that_reaches_beta_makes_rollouts(tmp_path):
+    warmed = config(tmp_path, **{**PURE, "beta_schedule": "linear", "beta_final": 0.1})
+    assert warmed.generates and warmed.uses_reference and not warmed.is_sft
+
+
+def test_only_settings_that_move_the_optimum_are_announced(tmp_path):
+    assert what_changes_the_optimum(config(tmp_path, beta=0.1)) == []
+    assert what_changes_the_optimum(config(tmp_path, **PURE)) == []
+    assert len(what_changes_the_optimum(config(tmp_path, beta=0.1, temperature=0.7, entropy_coef=0.01))) == 2
+    assert len(what_changes_the_optimum(config(tmp_path, beta=0.1, estimator="trl"))) == 3

@@ -1,0 +1,92 @@
+"""Each private name of TRL and transformers that we lean on, as it must look. When one of these fails, the library
+moved: read what it does now before changing the expectation."""
+
+import inspect
+
+import pytest
+from transformers import Trainer
+from trl import GRPOTrainer, SFTTrainer
+from trl.trainer import sft_trainer, utils
+from trl.trainer.base_trainer import _BaseTrainer
+
+SIGNATURES = {
+    (GRPOTrainer, "_generate_and_score_completions"): ["self", "inputs"],
+    (GRPOTrainer, "_calculate_rewards"): ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    (GRPOTrainer, "_compute_loss"): ["self", "model", "inputs"],
+    (GRPOTrainer, "_prepare_inputs"): ["self", "generation_batch"],
+    (GRPOTrainer, "_get_train_sampler"): ["self", "dataset"],
+    (GRPOTrainer, "_get_eval_sampler"): ["self", "eval_dataset"],
+    (GRPOTrainer, "_tokenize_prompts"): ["self", "prompts"],
+    (GRPOTrainer, "_set_signature_columns_if_needed"): ["self"],
+    (_BaseTrainer, "_send_telemetry"): ["self"],
+    (Trainer, "_clip_grad_norm"): ["self", "model"],
+    (Trainer, "_prepare_inputs"): ["self", "inputs"],
+    (Trainer, "get_batch_samples"): ["self", "epoch_iterator", "num_batches", "device"],
+    (SFTTrainer, "_prepare_dataset"): [
+        "self",
+        "dataset",
+        "processing_class",
+        "args",
+        "packing",
+        "formatting_func",
+        "dataset_name",
+    ],
+    (SFTTrainer, "compute_loss"): ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+}
+
+
+@pytest.mark.parametrize(("owner", "name"), SIGNATURES, ids=lambda x: getattr(x, "__name__", x))
+def test_signatures(owner, name):
+    found = list(inspect.signature(inspect.unwrap(getattr(owner, name))).parameters)
+    assert found == SIGNATURES[owner, name], f"{owner.__name__}.{name} takes {found} now"
+
+
+def test_the_log_prob_primitive_starts_with_what_we_pass():
+    found = list(inspect.signature(GRPOTrainer._get_per_token_logps_and_entropies).parameters)
+    wanted = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"]
+    assert found[: len(wanted)] == wanted
+
+
+def test_the_rollout_path_reads_what_we_return():
+    source = inspect.getsource(GRPOTrainer._generate)
+    assert "self.rollout_func(prompts, self)" in source and '"logprobs"' in source
+
+
+def test_the_loss_reads_advantages_after_its_forward():
+    """`_refresher` puts new advantages into the batch between the two."""
+    source = inspect.getsource(GRPOTrainer._compute_loss)
+    assert source.index("_get_per_token_logps_and_entropies(") < source.index('advantages = inputs["advantages"]')
+
+
+def test_sft_preparation_reads_three_attributes_of_its_trainer():
+    source = inspect.getsource(SFTTrainer._prepare_dataset)
+    read = {word.split("(")[0] for word in _words_after(source, "self.")}
+    assert read == {"_tokenizer", "chat_template", "completion_only_loss"}
+
+
+def test_a_generation_batch_keeps_its_keys():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages"):
+        assert f'"{key}": {key}' in source
+    for key in ("old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps", "tool_mask"):
+        assert f'output["{key}"]' in source
+
+
+def test_helpers_that_we_call():
+    fused = list(inspect.signature(utils.add_fused_lm_head).parameters)
+    assert fused == ["model", "temperature", "cast_lm_head_to_fp32", "outputs"]
+    collator = inspect.signature(sft_trainer.DataCollatorForLanguageModeling).parameters
+    assert {"pad_token_id", "padding_free", "pad_to_multiple_of"} <= set(collator)
+    assert list(inspect.signature(utils.use_adapter).parameters) == ["model", "adapter_name"]
+
+
+def _words_after(source: str, mark: str) -> list[str]:
+    found = []
+    for piece in source.split(mark)[1:]:
+        word = ""
+        for letter in piece:
+            if not (letter.isalnum() or letter == "_"):
+                break
+            word += letter
+        found.append(word)
+    return found
