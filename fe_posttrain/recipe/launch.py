@@ -51,6 +51,8 @@ def launch(path: str, overrides: list[str]) -> Path:
         rewards = [find_reward(name) for name in settings.reward_funcs] or None
     except (ValueError, TypeError) as error:
         raise RecipeError(str(error)) from error
+    if args.generates and not settings.prompts:
+        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
     args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
     args.disable_tqdm = True
     main = args.process_index == 0
@@ -98,7 +100,8 @@ def launch(path: str, overrides: list[str]) -> Path:
             beta_at=lambda step: args.beta_at(step, trainer.state.max_steps) if args.generates else 0.0,
         )
         trainer.add_callback(exact)
-    trainer.add_callback(terminal.TerminalCallback(console))
+    trained = dict.fromkeys([*settings.prompts, *settings.demonstrations]) if exact else {}
+    trainer.add_callback(terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in trained}))
     if main:
         trainer.add_callback(MetricsCallback(folder))
 
@@ -114,7 +117,9 @@ def launch(path: str, overrides: list[str]) -> Path:
         samples = _samples(probes, model_path, trainer, tokenizer) if probes else []
         folder.write_json("samples.json", samples)
         folder.write_json("summary.json", summary)
-        _say_goodbye(console, folder, summary, samples)
+        console.print()
+        terminal.summarise(console, summary, samples)
+        console.print(f"{summary['steps']} steps in {seconds:.1f} s; everything is in {folder.path}", highlight=False)
     trainer.end()
     return Path(args.output_dir)
 
@@ -143,7 +148,7 @@ def _equation(args: FreeEnergyConfig) -> str:
 def _data(settings: RunSettings, args: FreeEnergyConfig, model_path: str, tokenizer) -> tuple[Dataset | None, ...]:
     """Rollout prompts and demonstrations of the testbed."""
     prompts = demos = None
-    if settings.prompts and args.generates:
+    if args.generates:
         prompts = digits.dataset(settings.prompts, settings.prompt_rows, args.seed)
         model = AutoModelForCausalLM.from_pretrained(model_path).eval()
         known = exact_probabilities(model, tokenizer, prompts["prompt"])
@@ -159,8 +164,6 @@ def _data(settings: RunSettings, args: FreeEnergyConfig, model_path: str, tokeni
             demonstrations=True,
             worked=settings.demonstration_worked,
         )
-    if prompts is None and args.generates:
-        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
     return prompts, demos
 
 
@@ -207,14 +210,3 @@ def _samples(probes: dict, model_path: str, trainer, tokenizer) -> list[dict[str
             row |= {end: drawn[end][i], f"{end}_correct": digits.verify(x, drawn[end][i])}
         rows.append(row)
     return rows
-
-
-def _say_goodbye(console: Console, folder: RunFolder, summary: dict, samples: list) -> None:
-    console.print()
-    if samples:
-        console.print(terminal.samples_table(samples))
-    if summary["free_energy"]:
-        console.print(terminal.energies_table(summary["free_energy"]))
-    if summary["families"]:
-        console.print(terminal.families_table(summary["families"]))
-    console.print(f"{summary['steps']} steps in {summary['train_seconds']:.1f} s; everything is in {folder.path}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -23,13 +24,17 @@ def progress_line(logs: Mapping[str, float]) -> str:
 
 
 class TerminalCallback(TrainerCallback):
-    """A live bar on a terminal, a plain line every tenth of the run elsewhere; main process only."""
+    """A live bar on a terminal, a plain line every tenth of the run elsewhere; main process only.
 
-    def __init__(self, console: Console):
+    `watched`: logged keys to show beside F, by label; they keep their last value between the steps that log them.
+    """
+
+    def __init__(self, console: Console, watched: Mapping[str, str]):
         self.console = console
+        self.watched = watched
+        self._seen: dict[str, float] = {}
         self._progress: Progress | None = None
         self._task = None
-        self._line = ""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if not state.is_world_process_zero:
@@ -51,10 +56,11 @@ class TerminalCallback(TrainerCallback):
             self._progress.update(self._task, completed=state.global_step)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        line = progress_line(logs or {})
-        if not (state.is_world_process_zero and line):
+        logs = logs or {}
+        self._seen |= {label: logs[key] for label, key in self.watched.items() if key in logs}
+        if not (state.is_world_process_zero and "free_energy/total" in logs):
             return
-        self._line = line
+        line = "  ".join([progress_line(logs), *(f"{label} {value:.3f}" for label, value in self._seen.items())])
         if self._progress is not None:
             self._progress.update(self._task, description=line)
         elif state.global_step == 1 or state.global_step % max(1, state.max_steps // 10) == 0:
@@ -66,35 +72,35 @@ class TerminalCallback(TrainerCallback):
             self._progress = None
 
 
-def families_table(families: Mapping[str, Mapping[str, float]]) -> Table:
-    """Exact success probability of the probe prompts per family, at the start and at the end."""
-    table = Table(title="exact p on held-out prompts", title_justify="left")
-    for name in ("family", "start", "end"):
-        table.add_column(name, justify="left" if name == "family" else "right")
-    for family, ends in families.items():
-        table.add_row(family, _probability(ends["start"]), _probability(ends["end"]))
-    return table
+def summarise(console: Console, summary: Mapping, samples: list[Mapping]) -> None:
+    """What a person wants to know when a run ends: samples, F and its terms, exact p per family."""
+    if samples:
+        columns = ("family", "prompt", "before", "after", "right answer")
+        rows = [
+            (row["family"], row["prompt"], _marked(row, "before"), _marked(row, "after"), row["answer"])
+            for row in samples
+        ]
+        _table(console, "Sample completions of held-out prompts", columns, rows)
+    if summary["free_energy"]:
+        rows = [(term, f"{v['start']:.4f}", f"{v['end']:.4f}") for term, v in summary["free_energy"].items()]
+        _table(console, "Free energy: mean of the first and of the last tenth of steps", ("term", "start", "end"), rows)
+    if summary["families"]:
+        rows = [(name, _probability(v["start"]), _probability(v["end"])) for name, v in summary["families"].items()]
+        _table(console, "Exact probability of a correct completion, held-out prompts", ("family", "start", "end"), rows)
 
 
-def energies_table(terms: Mapping[str, Mapping[str, float]]) -> Table:
-    """First and last logged value of F and its terms."""
-    table = Table(title="free energy (first and last tenth of the steps)", title_justify="left")
-    for name in ("term", "start", "end"):
-        table.add_column(name, justify="left" if name == "term" else "right")
-    for term, ends in terms.items():
-        table.add_row(term, f"{ends['start']:.4f}", f"{ends['end']:.4f}")
-    return table
+def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in ("start", "end") else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"[bold]{title}[/bold]")
+    console.print(table)
 
 
-def samples_table(samples: list[dict[str, str | bool]]) -> Table:
-    """Completions of the same prompts before and after, with the verifier's word."""
-    table = Table(title="sample completions", title_justify="left")
-    for name in ("family", "prompt", "before", "after", "an answer"):
-        table.add_column(name)
-    for row in samples:
-        before, after = (f"{row[end]} {'✓' if row[f'{end}_correct'] else '✗'}" for end in ("before", "after"))
-        table.add_row(row["family"], row["prompt"], before, after, row["answer"])
-    return table
+def _marked(row: Mapping, end: str) -> str:
+    return f"{row[end]} {'[green]✓[/green]' if row[f'{end}_correct'] else '[red]✗[/red]'}"
 
 
 def _probability(p: float) -> str:
