@@ -9,9 +9,9 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 
-import datasets  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
+import datasets
+import torch
+import transformers
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()

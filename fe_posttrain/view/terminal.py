@@ -64,7 +64,7 @@ class TerminalCallback(TrainerCallback):
         if self._progress is not None:
             self._progress.update(self._task, description=line)
         elif state.global_step == 1 or state.global_step % max(1, state.max_steps // 10) == 0:
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {line}", highlight=False)
+            self.console.print(f"step {state.global_step}/{state.max_steps}  {line}", highlight=False, soft_wrap=True)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         if self._progress is not None:

@@ -25,8 +25,18 @@ def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
     folder = tmp_path / "run"
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "1"]
     done = subprocess.run(
-        [*command, "scripts/train.py", "--config", "recipes/quickstart.yaml", "--max_steps", "3"]
-        + ["--output_dir", str(folder), "--probe_rows", "8"],
+        [
+            *command,
+            "scripts/train.py",
+            "--config",
+            "recipes/quickstart.yaml",
+            "--max_steps",
+            "3",
+            "--output_dir",
+            str(folder),
+            "--probe_rows",
+            "8",
+        ],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "150"},
         capture_output=True,
@@ -69,8 +79,19 @@ def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
 def test_recipes_train(tmp_path, name, extra, capsys):
     folder = launch(
         str(ROOT / "recipes" / f"{name}.yaml"),
-        ["--max_steps", "2", "--output_dir", str(tmp_path / "run"), "--probe_rows", "4", "--prompt_rows", "64"]
-        + ["--demonstration_rows", "256", *extra],
+        [
+            "--max_steps",
+            "2",
+            "--output_dir",
+            str(tmp_path / "run"),
+            "--probe_rows",
+            "4",
+            "--prompt_rows",
+            "64",
+            "--demonstration_rows",
+            "256",
+            *extra,
+        ],
     )
     logged = [row for row in rows(folder) if "loss" in row]
     assert len(logged) == 2

@@ -41,7 +41,7 @@ def test_mistakes_say_what_to_write(tmp_path, text, overrides, message):
 
 
 def test_a_missing_recipe_is_named():
-    with pytest.raises(RecipeError, match="nowhere.yaml; No such file"):
+    with pytest.raises(RecipeError, match=r"nowhere\.yaml; No such file"):
         read_recipe("nowhere.yaml", [])
 
 
