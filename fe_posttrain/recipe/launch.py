@@ -26,8 +26,9 @@ from fe_posttrain.tasks.pretraining import reference_model
 from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstrations import PAIRED
 from fe_posttrain.training.rewards import find_reward
+from fe_posttrain.training.rollouts import KNOWN_P
 from fe_posttrain.training.run import MetricsCallback, RunFolder
-from fe_posttrain.training.trainer import KNOWN_P, FreeEnergyTrainer
+from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view import terminal
 
 SAMPLES_PER_FAMILY = 2

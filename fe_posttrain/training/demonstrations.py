@@ -17,6 +17,36 @@ PAIRED = "demonstration"  # column of train_dataset that holds a completion for 
 PAIRED_ROW = "demonstration_row"  # where the prepared one lies; added by us, taken out before rewards see the row
 
 
+def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
+    """The demonstrations of a run, or one message about what is missing or contradicts itself."""
+    columns = getattr(train_dataset, "column_names", None) or []
+    paired = PAIRED in columns
+    if demo_dataset is not None and not args.demonstration_energy_weight:
+        raise ValueError(
+            "demonstration_energy_weight: 0 with a demo_dataset; it would never be read; write a positive weight or "
+            "leave the demonstrations out"
+        )
+    if demo_dataset is not None and paired:
+        raise ValueError(
+            "demo_dataset: given beside a column `demonstration` of train_dataset; a run has one source of "
+            "demonstrations; leave one out"
+        )
+    if not args.is_sft:
+        if args.demonstration_energy_weight and demo_dataset is None and not paired:
+            raise ValueError(
+                "demo_dataset: missing with demonstration_energy_weight "
+                f"{args.demonstration_energy_weight}; pass rows of prompt and completion, or give train_dataset a "
+                "column `demonstration`"
+            )
+        return demo_dataset
+    if demo_dataset is None and paired:
+        return train_dataset.select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
+    demo_dataset = train_dataset if demo_dataset is None else demo_dataset
+    if demo_dataset is None:
+        raise ValueError("demo_dataset: missing; without reward energy and beta the run is SFT; pass demonstrations")
+    return demo_dataset
+
+
 @dataclass(frozen=True)
 class DemonstrationBatch:
     """One micro-batch of demonstrations.

@@ -26,6 +26,26 @@ def require_finite(term: str, per_row: Tensor, rows: list[str] | None = None) ->
     )
 
 
+def stop_unless_finite(accelerator, term: str, loss: Tensor, per_row: Tensor) -> None:
+    """Stop all processes together when the loss of one of them is not finite.
+
+    Args:
+        accelerator: of the trainer.
+        term: the term of F, as the user knows it.
+        loss: () the term on this process.
+        per_row: (rows, ...) what the term was computed from, to name the rows.
+
+    Raises:
+        FloatingPointError: on every process; the one with the fault names its rows.
+    """
+    finite = torch.isfinite(loss.detach()).float().reshape(1)
+    if accelerator.gather(finite).min() == 1:
+        return
+    require_finite(term, per_row)
+    require_finite(term, loss.reshape(1), ["their sum"])
+    raise FloatingPointError(f"{term}: not finite on another process; its message names the rows")
+
+
 def require_finite_gradients(model) -> None:
     """Stop unless every gradient is finite; called before clipping, which would spread a NaN to all of them.
 

@@ -23,20 +23,10 @@ def rows(folder: Path) -> list[dict]:
 
 def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
     folder = tmp_path / "run"
+    options = ["--max_steps", "3", "--output_dir", str(folder), "--probe_rows", "8"]
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--cpu", "--num_processes", "1"]
     done = subprocess.run(
-        [
-            *command,
-            "scripts/train.py",
-            "--config",
-            "recipes/quickstart.yaml",
-            "--max_steps",
-            "3",
-            "--output_dir",
-            str(folder),
-            "--probe_rows",
-            "8",
-        ],
+        [*command, "scripts/train.py", "--config", "recipes/quickstart.yaml", *options],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "150"},
         capture_output=True,
@@ -77,22 +67,9 @@ def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
     ],
 )
 def test_recipes_train(tmp_path, name, extra, capsys):
-    folder = launch(
-        str(ROOT / "recipes" / f"{name}.yaml"),
-        [
-            "--max_steps",
-            "2",
-            "--output_dir",
-            str(tmp_path / "run"),
-            "--probe_rows",
-            "4",
-            "--prompt_rows",
-            "64",
-            "--demonstration_rows",
-            "256",
-            *extra,
-        ],
-    )
+    small = {"max_steps": 2, "output_dir": tmp_path / "run", "probe_rows": 4, "prompt_rows": 64}
+    words = [word for key, value in small.items() for word in (f"--{key}", str(value))]
+    folder = launch(str(ROOT / "recipes" / f"{name}.yaml"), [*words, "--demonstration_rows", "256", *extra])
     logged = [row for row in rows(folder) if "loss" in row]
     assert len(logged) == 2
     assert all(math.isfinite(row["free_energy/total"]) for row in logged)

@@ -6,7 +6,7 @@ import math
 import pytest
 import small
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.sequences import score
@@ -216,6 +216,45 @@ def test_lora_reference_is_the_model_with_its_adapter_disabled(tmp_path, estimat
         assert torch.allclose(base(ids).logits, small.model()(ids).logits, atol=1e-6)
     kl = record.column("free_energy/kl")
     assert kl[0] == pytest.approx(0.0, abs=1e-5) and abs(kl[-1]) > 1e-4
+
+
+def test_a_peft_model_keeps_a_frozen_copy_of_its_adapter_as_reference(tmp_path):
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model = get_peft_model(small.model(), lora)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if ".default." in name}
+    record, trainer = train(tmp_path, settings={"max_steps": 2, "learning_rate": 0.02}, model=model)
+    parameters = dict(trainer.model.named_parameters())
+    assert before
+    for name, p in before.items():
+        assert torch.equal(parameters[name.replace(".default.", ".ref.")], p)
+        assert not torch.equal(parameters[name], p)
+    assert record.logs[0]["free_energy/kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_evaluation_measures_the_same_terms_and_leaves_training_alone(tmp_path):
+    settings = {
+        **small.SETTINGS,
+        **small.ROLLOUTS,
+        "max_steps": 2,
+        "beta": BETA,
+        "per_device_eval_batch_size": 8,
+        "num_generations_eval": 2,
+    }
+    args = FreeEnergyConfig(str(tmp_path), **settings)
+    trainer = FreeEnergyTrainer(
+        small.model(),
+        [small.length_reward],
+        args,
+        small.prompts(),
+        eval_dataset=small.prompts(8),
+        processing_class=small.TOKENIZER,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    total = -logged["eval_reward"] + BETA * logged["eval_free_energy/kl"]
+    assert logged["eval_free_energy/total"] == pytest.approx(total, abs=1e-5)
+    assert math.isfinite(metrics["eval_loss"])
 
 
 def test_logged_terms_add_up_and_the_gap_is_the_closed_form(tmp_path):

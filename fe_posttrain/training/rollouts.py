@@ -1,0 +1,254 @@
+"""Rollouts under the exact estimator: sampled with their log-probs, shaped by reward and KL, given advantages."""
+
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import nanstd, use_adapter
+
+from fe_posttrain.sequences import Decoding, can_sample, sample
+from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
+from fe_posttrain.theory.gibbs import bernoulli_log_partition
+from fe_posttrain.theory.kl import KL_ESTIMATORS
+from fe_posttrain.training import reference
+from fe_posttrain.training.as_sft import RunsAsSFT
+from fe_posttrain.training.finite import require_finite
+
+KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is known, the gap is logged
+
+
+class ShapesRollouts(RunsAsSFT):
+    """Wraps GRPOTrainer's rollouts and policy loss so that the mean gradient is that of F.
+
+    TRL's own KL is off (`beta` of the trainer is 0); ours is in the advantages. Under `estimator: trl` TRL's step
+    is left as it is, and only the terms of F are recorded.
+    """
+
+    def _set_up_rollouts(self) -> None:
+        args = self.args
+        self._exact = args.estimator != "trl"
+        self.beta = 0.0 if self._exact else args.beta
+        self._beta_in_force = args.beta
+        self._divisor = args.loss_divisor or args.max_completion_length
+        self._gathered_rewards: Tensor | None = None
+        self._on_log_probs = None
+        self._last_log_probs: Tensor | None = None
+        self._checked_reference = not args.uses_reference
+        self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
+        if self._can_sample():
+            self.rollout_func = type(self)._rollout
+
+    def _can_sample(self) -> bool:
+        """Whether our sampler draws the rollouts; TRL generates in every other setting."""
+        args = self.args
+        return (
+            self._exact
+            and self.rollout_func is None
+            and not (self.tools or self.environment_factories)
+            and not (args.use_vllm or args.use_transformers_continuous_batching)
+            and not (args.generation_kwargs or args.cache_implementation)
+            and args.repetition_penalty == 1.0
+            and not (self.is_deepspeed_enabled or self.is_fsdp_enabled)
+            and can_sample(self.model)
+        )
+
+    @staticmethod
+    def _rollout(prompts: list, trainer: "ShapesRollouts") -> dict[str, list]:
+        """TRL's `rollout_func`: draw completions and keep the log-probs they were drawn with."""
+        prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+        with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
+            completion_ids, log_probs = sample(
+                trainer.accelerator.unwrap_model(trainer.model_wrapped),
+                prompt_ids,
+                trainer._decoding,
+                eos_token_ids=trainer.eos_token_ids,
+                pad_token_id=trainer._tokenizer.pad_token_id,
+            )
+        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": log_probs}
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        for name, column in zip(self.reward_func_names, rewards.unbind(1), strict=True):
+            require_finite(f"reward {name}", column.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
+        self._gathered_rewards = rewards
+        return rewards
+
+    def _generate_and_score_completions(self, inputs):
+        mode = "train" if self.model.training else "eval"
+        if mode == "train":
+            self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
+        if not self._exact:
+            self.beta = self._beta_in_force
+        known_p = [row.get(KNOWN_P) for row in inputs]
+        batch = super()._generate_and_score_completions(inputs)
+        per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
+        rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
+        weight = self.args.reward_energy_weight
+        energy = -weight * rewards.nanmean().item() if weight else 0.0
+        self._metrics[mode]["free_energy/reward"].append(energy)
+        if not self._exact:
+            if weight != 1:
+                batch["advantages"] = batch["advantages"] * weight
+            return batch
+        self._shape(batch, rewards, mode)
+        if all(p is not None for p in known_p):
+            self._record_gap(torch.tensor(known_p, device=rewards.device), mode)
+        return batch
+
+    def _shape(self, batch: dict, rewards: Tensor, mode: str) -> None:
+        """Put the exact estimator's advantages into the batch and record KL(pi || reference)."""
+        args, beta = self.args, self._beta_in_force
+        mask = self._loss_mask(batch)
+        if args.uses_reference:
+            log_ratio = self._log_ratio(batch, mask)
+            self._record_kl(log_ratio, mask, mode)
+        else:
+            log_ratio = torch.zeros(mask.shape, device=rewards.device)
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        settings = {"group_size": group, "reward_energy_weight": args.reward_energy_weight, "beta": beta}
+        gather, width = self.accelerator.gather, log_ratio.shape[1]
+        if args.estimator == "sequence":
+            advantages, baseline = sequence_advantages(rewards, gather(log_ratio.sum(1)), **settings)
+        else:
+            padded = self.accelerator.pad_across_processes(log_ratio, dim=1)
+            advantages, baseline = sum_to_go_advantages(rewards, gather(padded), **settings)
+            advantages, baseline = advantages[:, :width], baseline[:, :width]
+        scale = self._reward_scale(rewards, group)
+        scale = scale if advantages.dim() == 1 else scale[:, None]
+        rank, rows = self.accelerator.process_index, len(mask)
+        local = slice(rank * rows, (rank + 1) * rows)
+        batch["advantages"] = (advantages / scale)[local]
+        if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
+            batch["energy_reward"] = args.reward_energy_weight * rewards[local]
+            batch["energy_baseline"] = baseline[local]
+            batch["energy_scale"] = scale.expand(len(rewards), *scale.shape[1:])[local]
+            batch["reference_log_probs"] = batch.pop("_reference_log_probs", torch.zeros_like(log_ratio))
+        batch.pop("_reference_log_probs", None)
+
+    @staticmethod
+    def _loss_mask(batch: dict) -> Tensor:
+        mask = batch["completion_mask"]
+        return (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
+
+    def _reward_scale(self, rewards: Tensor, group: int) -> Tensor:
+        """What advantages are divided by, (N,): 1, or the deviation that `scale_rewards` asks for."""
+        if self.args.scale_rewards == "none" or group < 2:
+            return torch.ones_like(rewards)
+        if self.args.scale_rewards == "batch":
+            return nanstd(rewards).expand_as(rewards) + 1e-4
+        return nanstd(rewards.view(-1, group), dim=1).repeat_interleave(group) + 1e-4
+
+    def _score(self, model, batch: dict) -> Tensor:
+        """Log-probs (B, T) of the batch's completions under `model`, by the forward that the loss uses; no grad."""
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            return self._get_per_token_logps_and_entropies(
+                model, ids, mask, batch["completion_ids"].size(1), batch_size=self._scoring_batch_size()
+            )[0]
+
+    def _scoring_batch_size(self) -> int:
+        training = self.model.training
+        return self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
+
+    def _score_reference(self, batch: dict) -> Tensor:
+        if self.ref_model is not None:
+            return self._score(self.ref_model, batch)
+        model = self.accelerator.unwrap_model(self.model)
+        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
+            return self._score(self.model, batch)
+
+    def _log_ratio(self, batch: dict, mask: Tensor) -> Tensor:
+        """log pi - log reference of every trained token, (B, T), zero elsewhere; nats."""
+        log_reference = self._score_reference(batch)
+        batch["_reference_log_probs"] = log_reference
+        if not self._checked_reference and self.model.training:
+            self._checked_reference = True
+            if self.state.global_step == 0:
+                start = self._score(self.model, batch) - log_reference
+                reference.check_starts_at_reference(start, mask, reference.low_precision(self))
+        if "old_per_token_logps" in batch:
+            log_policy = batch["old_per_token_logps"]
+        elif "sampling_per_token_logps" in batch and not (self._decoding.truncates or self.use_vllm):
+            log_policy = batch["sampling_per_token_logps"]
+        else:
+            log_policy = self._score(self.model, batch)
+        return (log_policy - log_reference).masked_fill(~mask, 0.0)
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        if torch.is_grad_enabled():
+            self._last_log_probs = scored[0].detach()
+            if self._on_log_probs is not None:
+                self._on_log_probs(self._last_log_probs)
+        return scored
+
+    @contextmanager
+    def _watching_log_probs(self, watcher):
+        """Hand the policy's log-probs to `watcher` after the loss's forward and before TRL uses the batch."""
+        self._on_log_probs = watcher
+        try:
+            yield
+        finally:
+            self._on_log_probs = None
+
+    def _compute_loss(self, model, inputs):
+        if not self._exact:
+            mask, log_reference = self._loss_mask(inputs), inputs.get("ref_per_token_logps")
+            mode = "train" if self.model.training else "eval"
+
+            def record(log_policy: Tensor) -> None:
+                self._record_kl((log_policy - log_reference).masked_fill(~mask, 0.0), mask, mode, ours=False)
+
+            with self._watching_log_probs(record) if log_reference is not None else nullcontext():
+                return super()._compute_loss(model, inputs)
+        with self._watching_log_probs(self._refresher(inputs)):
+            loss = super()._compute_loss(model, inputs)
+        return loss * (self.max_completion_length / self._divisor)
+
+    def _refresher(self, inputs: dict):
+        """Recompute the shaped reward with the policy of now, for rollouts that an older policy made."""
+        if "energy_reward" not in inputs:
+            return None
+
+        def refresh(log_policy: Tensor) -> None:
+            log_ratio = log_policy - inputs["reference_log_probs"]
+            log_ratio = log_ratio.masked_fill(~self._loss_mask(inputs), 0.0)
+            cost, reward = log_ratio.sum(1), inputs["energy_reward"]
+            if inputs["energy_baseline"].dim() == 2:
+                cost, reward = log_ratio.flip(1).cumsum(1).flip(1), reward[:, None]
+            shaped = reward - self._beta_in_force * cost
+            advantages = (shaped - inputs["energy_baseline"]) / inputs["energy_scale"]
+            inputs["advantages"] = advantages.nan_to_num(nan=0.0)
+
+        return refresh
+
+    def _record_kl(self, log_ratio: Tensor, mask: Tensor, mode: str, *, ours: bool = True) -> None:
+        """`free_energy/kl` in nats per sequence, beta, and TRL's `kl`: the k3 mean per token."""
+        k3 = KL_ESTIMATORS["k3_token"].value_of(log_ratio)
+        rows = torch.stack([log_ratio.sum(1), k3, mask.sum(1).float()], dim=1)
+        rows = self.accelerator.gather(rows)
+        require_finite("KL", rows)
+        metrics = self._metrics[mode]
+        metrics["free_energy/kl"].append(rows[:, 0].mean().item())
+        metrics["free_energy/beta"].append(self._beta_in_force)
+        if ours:
+            metrics["kl"].append((rows[:, 1].sum() / rows[:, 2].sum().clamp(min=1)).item())
+
+    def _record_gap(self, known_p: Tensor, mode: str) -> None:
+        """F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
+        args, beta = self.args, self._beta_in_force
+        if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0:
+            return
+        optimum = -beta * bernoulli_log_partition(
+            self.accelerator.gather(known_p.double()),
+            reward_energy_weight=args.reward_energy_weight,
+            beta=beta,
+        )
+        metrics = self._metrics[mode]
+        total = metrics["free_energy/reward"][-1] + beta * metrics["free_energy/kl"][-1]
+        metrics["free_energy/gap"].append(total - optimum.mean().item())
