@@ -26,7 +26,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["CI"] = "1"  # TRL counts its trainers otherwise
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-STEPS, WARM_UP = 40, 8
+STEPS, WARM_UP = 60, 10
 COMMON = {
     "use_cpu": True,
     "bf16": False,

@@ -1,6 +1,6 @@
 # Sourced by quickstart.sh and test.sh: make .venv beside this folder, once per (pyproject, constraints, Python).
 #
-# Set PYTHON to choose an interpreter. torch is installed first and by its exact version, so that whichever build the
+# Set PYTHON to choose an interpreter, TORCH_INDEX_URL to choose where torch comes from. torch is installed first and by its exact version, so that whichever build the
 # package index gives for it (CPU or CUDA) is the one that everything else is resolved against.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -17,7 +17,8 @@ stamp="$(cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" <("$PYTHON" -VV) | "
 if [ "$(cat "$VENV/.stamp" 2>/dev/null || true)" != "$stamp" ]; then
     echo "Installing into $VENV (once; a few minutes) ..." >&2
     "$PYTHON" -m venv --clear "$VENV"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' "$ROOT/constraints.txt")"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+        ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} "$(grep '^torch==' "$ROOT/constraints.txt")"
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
         --constraint "$ROOT/constraints.txt" --editable "$ROOT[dev]"
     echo "$stamp" > "$VENV/.stamp"
