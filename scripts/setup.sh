@@ -1,7 +1,8 @@
 # Sourced by quickstart.sh and test.sh: make .venv beside this folder, once per (pyproject, constraints, Python).
 #
-# Set PYTHON to choose an interpreter, TORCH_INDEX_URL to choose where torch comes from. torch is installed first and by its exact version, so that whichever build the
-# package index gives for it (CPU or CUDA) is the one that everything else is resolved against.
+# Set PYTHON to choose an interpreter, TORCH_INDEX_URL to choose where torch comes from. torch is installed first and
+# by its exact version, so that whichever build its index gives (CPU or CUDA) is the one that the rest is resolved
+# against.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="$ROOT/.venv"

@@ -7,6 +7,8 @@
 Every key of a recipe can be overridden as `--key value`, the value read as YAML. Keys are those of
 FreeEnergyConfig (all of TRL's GRPOConfig, and ours), of TRL's ModelConfig, and of RunSettings
 (fe_posttrain/recipe/reading.py). recipes/README.md explains them.
+
+Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a term of F or a gradient was not finite.
 """
 
 import argparse
@@ -37,6 +39,9 @@ def main() -> int:
     except RecipeError as error:
         print(f"The recipe cannot be run:\n{error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"The run was stopped:\n{error}", file=sys.stderr)
+        return 3
     return 0
 
 

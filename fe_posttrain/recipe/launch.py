@@ -1,9 +1,9 @@
 """Build what a recipe says and run it: model, data, trainer, run folder, terminal."""
 
-import contextlib
 import json
 import logging
 import time
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,66 +40,34 @@ def launch(path: str, overrides: list[str]) -> Path:
     Raises:
         RecipeError: the recipe cannot be run; the message is for the person who wrote it.
     """
-    values = read_recipe(path, overrides)
-    run_values, config_values, model_values = split(values, (RunSettings, FreeEnergyConfig, ModelConfig))
-    config_values.setdefault("output_dir", f"runs/{Path(path).stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    try:
-        settings, args, model_config = (
-            RunSettings(**run_values),
-            FreeEnergyConfig(**config_values),
-            ModelConfig(**model_values),
-        )
-        rewards = [find_reward(name) for name in settings.reward_funcs] or None
-    except (ValueError, TypeError) as error:
-        raise RecipeError(str(error)) from error
-    if args.generates and not settings.prompts:
-        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
-    args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
-    args.disable_tqdm = True
+    settings, args, model_config, rewards = _resolve(path, overrides)
     main = args.process_index == 0
     console = Console(quiet=not main)
     _quiet()
-
     folder = None
     if main:
-        try:
+        with _as_recipe_error():
             folder = RunFolder(args.output_dir)
-        except ValueError as error:
-            raise RecipeError(str(error)) from error
         folder.describe({**vars(settings), **vars(model_config), **args.to_dict()})
         console.print(f"[bold]{_equation(args)}[/bold]\nrun folder: {folder.path}", highlight=False)
 
-    name = model_config.model_name_or_path
-    model_path = str(reference_model()) if name == TESTBED else name
+    testbed = model_config.model_name_or_path == TESTBED
+    model_path = str(reference_model()) if testbed else model_config.model_name_or_path
     tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=args.trust_remote_code)
     prompts, demos = _data(settings, args, model_path, tokenizer)
-    probes = _probes(settings) if name == TESTBED else {}
-    args.model_init_kwargs = {
-        "revision": model_config.model_revision,
-        "attn_implementation": model_config.attn_implementation,
-        "dtype": model_config.dtype,
-        **(args.model_init_kwargs or {}),
-    }
-    trainer = FreeEnergyTrainer(
-        model_path,
-        reward_funcs=rewards,
-        args=args,
-        train_dataset=prompts,
-        demo_dataset=demos,
-        processing_class=tokenizer,
-        peft_config=get_peft_config(model_config),
-    )
-    trainer.remove_callback(PrinterCallback)
-    exact = None
-    if probes:
-        exact = ExactCallback(
-            tokenizer,
-            probes,
+    with _as_recipe_error():
+        trainer = FreeEnergyTrainer(
             model_path,
-            every=settings.probe_steps,
-            reward_energy_weight=args.reward_energy_weight,
-            beta_at=lambda step: args.beta_at(step, trainer.state.max_steps) if args.generates else 0.0,
+            reward_funcs=rewards,
+            args=args,
+            train_dataset=prompts,
+            demo_dataset=demos,
+            processing_class=tokenizer,
+            peft_config=get_peft_config(model_config),
         )
+    trainer.remove_callback(PrinterCallback)
+    exact = _exact_callback(settings, trainer, model_path) if testbed else None
+    if exact:
         trainer.add_callback(exact)
     trained = dict.fromkeys([*settings.prompts, *settings.demonstrations]) if exact else {}
     trainer.add_callback(terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in trained}))
@@ -115,7 +83,7 @@ def launch(path: str, overrides: list[str]) -> Path:
         summary["families"] = exact.summary() if exact else {}
         summary["exact"] = {"start": exact.history[0], "end": exact.history[-1]} if exact else {}
         summary["free_energy"] = _first_and_last(folder.path / "metrics.jsonl")
-        samples = _samples(probes, model_path, trainer, tokenizer) if probes else []
+        samples = _samples(exact.prompts, model_path, trainer, tokenizer) if exact else []
         folder.write_json("samples.json", samples)
         folder.write_json("summary.json", summary)
         console.print()
@@ -123,6 +91,38 @@ def launch(path: str, overrides: list[str]) -> Path:
         console.print(f"{summary['steps']} steps in {seconds:.1f} s; everything is in {folder.path}", highlight=False)
     trainer.end()
     return Path(args.output_dir)
+
+
+@contextmanager
+def _as_recipe_error():
+    """Errors of values, as their owner words them, without a traceback for the person who wrote the recipe."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig, list | None]:
+    """The three dataclasses of a recipe and its reward functions, checked against each other."""
+    run_values, config_values, model_values = split(
+        read_recipe(path, overrides), (RunSettings, FreeEnergyConfig, ModelConfig)
+    )
+    config_values.setdefault("output_dir", f"runs/{Path(path).stem}-{datetime.now():%Y%m%d-%H%M%S}")
+    with _as_recipe_error():
+        settings, model_config = RunSettings(**run_values), ModelConfig(**model_values)
+        args = FreeEnergyConfig(**config_values)
+        rewards = [find_reward(name) for name in settings.reward_funcs] or None
+    if args.generates and not settings.prompts:
+        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
+    args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
+    args.disable_tqdm = True
+    args.model_init_kwargs = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype,
+        **(args.model_init_kwargs or {}),
+    }
+    return settings, args, model_config, rewards
 
 
 def _quiet() -> None:
@@ -152,8 +152,8 @@ def _data(settings: RunSettings, args: FreeEnergyConfig, model_path: str, tokeni
     if args.generates:
         prompts = digits.dataset(settings.prompts, settings.prompt_rows, args.seed)
         model = AutoModelForCausalLM.from_pretrained(model_path).eval()
-        known = exact_probabilities(model, tokenizer, prompts["prompt"])
-        prompts = prompts.add_column(KNOWN_P, known.tolist())
+        if settings.reward_funcs == ["digits"]:  # the verifier that p is exact for
+            prompts = prompts.add_column(KNOWN_P, exact_probabilities(model, tokenizer, prompts["prompt"]).tolist())
         if settings.demonstrations_paired:
             worked = [digits.demonstration(x, settings.demonstration_worked) for x in prompts["prompt"]]
             prompts = prompts.add_column(PAIRED, worked)
@@ -168,9 +168,19 @@ def _data(settings: RunSettings, args: FreeEnergyConfig, model_path: str, tokeni
     return prompts, demos
 
 
-def _probes(settings: RunSettings) -> dict[str, list[str]]:
-    """Held-out prompts of every family: what a run does to the ones it never saw matters too."""
-    return {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES}
+def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_path: str) -> ExactCallback:
+    """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
+    optimum is not Gibbs, and no gap is shown."""
+    args = trainer.args
+    shows_gap = args.generates and not args.demonstration_energy_weight
+    return ExactCallback(
+        trainer.processing_class,
+        {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES},
+        model_path,
+        every=settings.probe_steps,
+        reward_energy_weight=args.reward_energy_weight,
+        beta_at=(lambda step: args.beta_at(step, trainer.state.max_steps)) if shows_gap else None,
+    )
 
 
 def _first_and_last(metrics: Path) -> dict[str, dict[str, float]]:
@@ -193,7 +203,7 @@ def _samples(probes: dict, model_path: str, trainer, tokenizer) -> list[dict[str
     policy = trainer.accelerator.unwrap_model(trainer.model)
     reference = AutoModelForCausalLM.from_pretrained(model_path).to(policy.device)
     drawn = {}
-    with torch.random.fork_rng(devices=[]) if policy.device.type == "cpu" else contextlib.nullcontext():
+    with torch.random.fork_rng(devices=[]) if policy.device.type == "cpu" else nullcontext():
         torch.manual_seed(0)
         for end, model in (("before", reference), ("after", policy)):
             ids, _ = sample(

@@ -118,7 +118,11 @@ class ShapesRollouts(RunsAsSFT):
         scale = scale if advantages.dim() == 1 else scale[:, None]
         rank, rows = self.accelerator.process_index, len(mask)
         local = slice(rank * rows, (rank + 1) * rows)
-        batch["advantages"] = (advantages / scale)[local]
+        advantages = advantages / scale
+        batch["advantages"] = advantages[local]
+        shown = self._logs["advantages"]  # TRL's table of completions: what was trained with, not TRL's own
+        shown.clear()
+        shown.extend((advantages if advantages.dim() == 1 else advantages[:, 0]).tolist())
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]
             batch["energy_baseline"] = baseline[local]
@@ -181,10 +185,9 @@ class ShapesRollouts(RunsAsSFT):
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        if torch.is_grad_enabled():
-            self._last_log_probs = scored[0].detach()
-            if self._on_log_probs is not None:
-                self._on_log_probs(self._last_log_probs)
+        self._last_log_probs = scored[0].detach()
+        if self._on_log_probs is not None:
+            self._on_log_probs(self._last_log_probs)
         return scored
 
     @contextmanager
@@ -242,7 +245,7 @@ class ShapesRollouts(RunsAsSFT):
     def _record_gap(self, known_p: Tensor, mode: str) -> None:
         """F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
         args, beta = self.args, self._beta_in_force
-        if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0:
+        if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0 or args.sync_ref_model:
             return
         optimum = -beta * bernoulli_log_partition(
             self.accelerator.gather(known_p.double()),
