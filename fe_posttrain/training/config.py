@@ -67,6 +67,9 @@ class FreeEnergyConfig(GRPOConfig):
     assistant_only_loss: bool = _sft_key("assistant_only_loss")
     dataset_text_field: str = _sft_key("dataset_text_field")
     dataset_num_proc: int | None = _sft_key("dataset_num_proc")
+    eos_token: str | None = _sft_key("eos_token")
+    pad_token: str | None = _sft_key("pad_token")
+    chat_template_path: str | None = _sft_key("chat_template_path")
 
     learning_rate: float | None = _key(None, "Learning rate; default 1e-6, or SFTConfig's 2e-5 in a pure SFT run.")
     shuffle_dataset: bool | None = _key(None, "Shuffle the training rows; default as in the TRL trainer.")

@@ -120,15 +120,20 @@ class ShapesRollouts(RunsAsSFT):
         local = slice(rank * rows, (rank + 1) * rows)
         advantages = advantages / scale
         batch["advantages"] = advantages[local]
-        shown = self._logs["advantages"]  # TRL's table of completions: what was trained with, not TRL's own
-        shown.clear()
-        shown.extend((advantages if advantages.dim() == 1 else advantages[:, 0]).tolist())
+        self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]
             batch["energy_baseline"] = baseline[local]
             batch["energy_scale"] = scale.expand(len(rewards), *scale.shape[1:])[local]
             batch["reference_log_probs"] = batch.pop("_reference_log_probs", torch.zeros_like(log_ratio))
         batch.pop("_reference_log_probs", None)
+
+    def _show(self, advantages: Tensor) -> None:
+        """In TRL's table of completions, put the advantages that train the rows in the place of TRL's own."""
+        column = self._logs["advantages"]
+        for _ in range(min(len(column), len(advantages))):
+            column.pop()
+        column.extend(advantages.tolist())
 
     @staticmethod
     def _loss_mask(batch: dict) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from fe_posttrain.training import demonstrations, reference
+from fe_posttrain.training import demonstrations, reference, tokenizer
 from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
 from fe_posttrain.training.rewards import no_reward
@@ -66,6 +66,7 @@ class FreeEnergyTrainer(ShapesRollouts):
         self._own_reward = reward_funcs is not None or environment_factory is not None
         if not self._own_reward and args.reward_energy_weight == 0:
             reward_funcs = no_reward
+        processing_class = tokenizer.with_settings(processing_class, model, args)
         snapshot = reference.snapshot_is_ours(model, args, peft_config)
         with reference.without_reload(args, snapshot):
             super().__init__(

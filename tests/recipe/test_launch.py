@@ -64,6 +64,7 @@ def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
         ("rl", ["--use_peft", "true", "--lora_target_modules", "[q_proj, v_proj]"]),
         ("mixture", ["--demonstrations_paired", "true"]),
         ("rl", ["--estimator", "trl", "--beta", "0.1"]),
+        ("mixture", ["--estimator", "trl"]),
     ],
 )
 def test_recipes_train(tmp_path, name, extra, capsys):

@@ -3,6 +3,7 @@
 import logging
 import math
 
+import pandas as pd
 import pytest
 import small
 import torch
@@ -268,6 +269,16 @@ def test_logged_terms_add_up_and_the_gap_is_the_closed_form(tmp_path):
         optimum = -beta * math.log(0.75 + 0.25 * math.exp(1 / beta))  # Z = (1 - p) + p e^{w_r/beta}
         assert row["free_energy/total"] == pytest.approx(total, abs=1e-6)
         assert row["free_energy/gap"] == pytest.approx(total - optimum, abs=1e-5)
+
+
+def test_the_table_of_completions_shows_the_advantages_that_train(tmp_path):
+    settings = {"log_completions": True, "num_completions_to_print": 0, "max_steps": 1, "beta": 0.0}
+    train(tmp_path, settings=settings)
+    table = pd.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    rewards, advantages = table["length_reward"].tolist(), table["advantage"].tolist()
+    for i, advantage in enumerate(advantages):
+        others = [rewards[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
+        assert advantage == pytest.approx(rewards[i] - sum(others) / 3, abs=1e-5)
 
 
 def test_pure_demonstrations_generate_nothing(tmp_path, monkeypatch):
