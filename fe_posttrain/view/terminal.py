@@ -60,7 +60,8 @@ class TerminalCallback(TrainerCallback):
         self._seen |= {label: logs[key] for label, key in self.watched.items() if key in logs}
         if not (state.is_world_process_zero and "free_energy/total" in logs):
             return
-        line = "  ".join([progress_line(logs), *(f"{label} {_probability(value)}" for label, value in self._seen.items())])
+        watched = [f"{label} {_probability(value)}" for label, value in self._seen.items()]
+        line = "  ".join([progress_line(logs), *watched])
         if self._progress is not None:
             self._progress.update(self._task, description=line)
         elif state.global_step == 1 or state.global_step % max(1, state.max_steps // 10) == 0:
