@@ -95,6 +95,9 @@ def sample(
 
     Returns:
         N lists of completion token ids, and N lists of as many log-probs (nats).
+
+    Raises:
+        FloatingPointError: the model's probabilities are NaN.
     """
     device = next(model.parameters()).device
     starts = [i == 0 or prompt_ids[i] != prompt_ids[i - 1] for i in range(len(prompt_ids))]
@@ -115,6 +118,11 @@ def sample(
     rows = torch.arange(n, device=device)  # which completion each row of the running batch belongs to
     for t in range(length):
         step_log_probs = warpers(None, logits.float()).log_softmax(-1)
+        if bool(step_log_probs.isnan().any()):
+            raise FloatingPointError(
+                f"sampler: the model's probabilities are NaN at token {t + 1} of the completion; its weights or its "
+                "precision are broken; look at the last good checkpoint and lower learning_rate"
+            )
         drawn = torch.multinomial(step_log_probs.exp(), 1)
         tokens[rows, t] = drawn[:, 0]
         log_probs[rows, t] = step_log_probs.gather(1, drawn)[:, 0]

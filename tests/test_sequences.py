@@ -96,6 +96,14 @@ def test_an_empty_completion_is_one_end_token():
     assert log_probs == [pytest.approx([0.0], abs=1e-5)] * 3
 
 
+def test_a_model_whose_probabilities_are_nan_is_named():
+    model = build("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    with pytest.raises(FloatingPointError, match="sampler: the model's probabilities are NaN at token 1"):
+        draw(model, Decoding(4))
+
+
 def test_models_without_a_plain_cache_are_left_to_trl():
     config = Qwen3Config(
         **SIZES, **LAYERS, num_key_value_heads=1, head_dim=8, sliding_window=4, use_sliding_window=True

@@ -15,7 +15,6 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
-from trl import ModelConfig, get_peft_config
 
 from fe_posttrain.recipe.reading import TESTBED, RecipeError, RunSettings, read_recipe, split
 from fe_posttrain.sequences import Decoding, sample
@@ -23,7 +22,7 @@ from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import exact_probabilities
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
-from fe_posttrain.training.config import FreeEnergyConfig
+from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config
 from fe_posttrain.training.demonstrations import PAIRED
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.rollouts import KNOWN_P
@@ -48,7 +47,7 @@ def launch(path: str, overrides: list[str]) -> Path:
     if main:
         with _as_recipe_error():
             folder = RunFolder(args.output_dir)
-        folder.describe({**vars(settings), **vars(model_config), **args.to_dict()})
+        folder.describe({**vars(settings), **vars(model_config), **args.to_dict()}, {"digits": digits.VERSION})
         console.print(f"[bold]{_equation(args)}[/bold]\nrun folder: {folder.path}", highlight=False)
 
     testbed = model_config.model_name_or_path == TESTBED

@@ -19,6 +19,8 @@ from fe_posttrain.theory.gibbs import optimal_free_energy
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+VERSION = "1"  # changes when results may change
+
 SYMBOLS = ("<pad>", "<eos>", *"abcdef")
 PAD_ID, EOS_ID = 0, 1
 MAX_TOKENS = 3

@@ -53,10 +53,13 @@ class RunFolder:
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(_plain(content), indent=2) + "\n")
 
-    def describe(self, recipe: dict[str, Any]) -> None:
-        """Write the resolved recipe, the versions and the state of the code."""
+    def describe(self, recipe: dict[str, Any], tasks: dict[str, str]) -> None:
+        """Write the resolved recipe, the versions of libraries and `tasks`, and the state of the code."""
         self.write("recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=True, allow_unicode=True))
-        self.write_json("versions.json", {"python": sys.version.split()[0], **library_versions(), "git": _git_state()})
+        self.write_json(
+            "versions.json",
+            {"python": sys.version.split()[0], **library_versions(), "tasks": tasks, "git": _git_state()},
+        )
 
     def append_metrics(self, row: dict[str, Any]) -> None:
         with open(self.path / "metrics.jsonl", "a") as file:

@@ -51,7 +51,7 @@ def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["beta"] == 0.05 and recipe["max_steps"] == 3 and recipe["estimator"] == "sequence"
     versions = json.loads((folder / "versions.json").read_text())
-    assert versions["trl"].startswith("1.16") and versions["git"]
+    assert versions["trl"].startswith("1.16") and versions["git"] and versions["tasks"]
     assert (folder / "model" / "model.safetensors").is_file()
 
 

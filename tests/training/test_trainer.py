@@ -316,6 +316,14 @@ def test_pure_demonstrations_evaluate(tmp_path, reward_funcs):
     assert trainer.state.log_history[-1].get("eval_reward" if reward_funcs else "eval_mean_token_accuracy") is not None
 
 
+def test_nothing_is_sent_to_anybody(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr("trl.trainer.base_trainer.send_telemetry", lambda **words: sent.append(words))
+    monkeypatch.delenv("CI", raising=False)
+    train(tmp_path)
+    assert sent == []
+
+
 def test_an_infinite_reward_stops_the_run_and_names_function_and_row(tmp_path):
     def grade(completions, **_):
         return [float("inf") if i == 5 else 0.0 for i in range(len(completions))]
