@@ -69,12 +69,16 @@ def launch(path: str, overrides: list[str]) -> Path:
     if exact:
         trainer.add_callback(exact)
     trained = dict.fromkeys([*settings.prompts, *settings.demonstrations]) if exact else {}
-    trainer.add_callback(terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in trained}))
+    progress = terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in trained})
+    trainer.add_callback(progress)
     if main:
         trainer.add_callback(MetricsCallback(folder))
 
     started = time.time()
-    trainer.train()
+    try:
+        trainer.train()
+    finally:
+        progress.close()
     seconds = time.time() - started
     trainer.save_model(str(Path(args.output_dir) / "model"))
     if main:

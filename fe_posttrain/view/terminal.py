@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from transformers import TrainerCallback
@@ -67,7 +68,8 @@ class TerminalCallback(TrainerCallback):
         elif state.global_step == 1 or state.global_step % max(1, state.max_steps // 10) == 0:
             self.console.print(f"step {state.global_step}/{state.max_steps}  {line}", highlight=False, soft_wrap=True)
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def close(self) -> None:
+        """Leave the terminal as it was found; whoever trains calls this also when training fails."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -101,7 +103,7 @@ def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tu
 
 
 def _marked(row: Mapping, end: str) -> str:
-    return f"{row[end]} {'[green]✓[/green]' if row[f'{end}_correct'] else '[red]✗[/red]'}"
+    return f"{escape(row[end])} {'[green]✓[/green]' if row[f'{end}_correct'] else '[red]✗[/red]'}"
 
 
 def _probability(p: float) -> str:
