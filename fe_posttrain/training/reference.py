@@ -66,13 +66,23 @@ def check_starts_at_reference(log_ratio: Tensor, mask: Tensor, low_precision: bo
     Raises:
         ValueError: the mean absolute difference exceeds rounding.
     """
-    apart = (log_ratio.abs() * mask).sum() / mask.sum().clamp(min=1)
-    if not apart <= (5e-2 if low_precision else 1e-3):
+    apart = mean_difference(log_ratio, mask)
+    if not apart <= rounding(low_precision):
         raise ValueError(
             f"reference: policy and reference differ by {apart:.3g} nats per token before the first update; the KL "
             "of F must start at 0; pass the model in the state that is to be the reference (an adapter must start "
             "as the identity, dropout must be off, and the model must not change after the trainer is built)"
         )
+
+
+def mean_difference(log_ratio: Tensor, mask: Tensor) -> float:
+    """Mean over tokens of |log-ratio|, nats."""
+    return ((log_ratio.abs() * mask).sum() / mask.sum().clamp(min=1)).item()
+
+
+def rounding(low_precision: bool) -> float:
+    """How far two forwards of the same weights may lie apart, nats per token."""
+    return 5e-2 if low_precision else 1e-3
 
 
 def low_precision(trainer) -> bool:

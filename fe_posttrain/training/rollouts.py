@@ -1,5 +1,6 @@
 """Rollouts under the exact estimator: sampled with their log-probs, shaped by reward and KL, given advantages."""
 
+import logging
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -14,6 +15,8 @@ from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
 from fe_posttrain.training.as_sft import RunsAsSFT
 from fe_posttrain.training.finite import require_finite
+
+logger = logging.getLogger(__name__)
 
 KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is known, the gap is logged
 
@@ -34,8 +37,9 @@ class ShapesRollouts(RunsAsSFT):
         self._gathered_rewards: Tensor | None = None
         self._on_log_probs = None
         self._last_log_probs: Tensor | None = None
-        self._checked_reference = not args.uses_reference
+        self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
+        self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
         if self._can_sample():
             self.rollout_func = type(self)._rollout
 
@@ -175,18 +179,33 @@ class ShapesRollouts(RunsAsSFT):
         """log pi - log reference of every trained token, (B, T), zero elsewhere; nats."""
         log_reference = self._score_reference(batch)
         batch["_reference_log_probs"] = log_reference
-        if not self._checked_reference and self.model.training:
-            self._checked_reference = True
-            if self.state.global_step == 0:
-                start = self._score(self.model, batch) - log_reference
-                reference.check_starts_at_reference(start, mask, reference.low_precision(self))
+        if not self._checked_log_probs and self.model.training:
+            self._checked_log_probs = True
+            self._check_log_probs(batch, log_reference, mask)
         if "old_per_token_logps" in batch:
             log_policy = batch["old_per_token_logps"]
-        elif "sampling_per_token_logps" in batch and not (self._decoding.truncates or self.use_vllm):
+        elif "sampling_per_token_logps" in batch and self._trusts_sampler:
             log_policy = batch["sampling_per_token_logps"]
         else:
             log_policy = self._score(self.model, batch)
         return (log_policy - log_reference).masked_fill(~mask, 0.0)
+
+    def _check_log_probs(self, batch: dict, log_reference: Tensor, mask: Tensor) -> None:
+        """Once, on the first rollouts: the policy is at its reference, and the sampler's log-probs are the policy's."""
+        scored = self._score(self.model, batch)
+        low_precision = reference.low_precision(self)
+        if self.state.global_step == 0:
+            reference.check_starts_at_reference(scored - log_reference, mask, low_precision)
+        if self._trusts_sampler and "sampling_per_token_logps" in batch:
+            apart = reference.mean_difference(batch["sampling_per_token_logps"] - scored, mask)
+            if not apart <= reference.rounding(low_precision):
+                self._trusts_sampler = False
+                logger.warning(
+                    "The log-probs of the sampler differ from those of the scoring forward by %.2g nats per token "
+                    "(absolute positions beside padded prompts?). From now on every step scores its rollouts once "
+                    "more.",
+                    apart,
+                )
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
