@@ -55,6 +55,13 @@ def attach_snapshot(trainer) -> None:
         trainer.add_callback(SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
 
 
+def disable_attention_dropout(model) -> None:
+    """TRL's `disable_dropout` reaches dropout layers; attention keeps its own rate as a number, set to 0 here."""
+    for module in model.modules():
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
 def check_starts_at_reference(log_ratio: Tensor, mask: Tensor, low_precision: bool) -> None:
     """KL(policy || reference) = 0 at step 0, or the run is not the one that was written down.
 

@@ -33,6 +33,7 @@ class ShapesRollouts(RunsAsSFT):
         self._exact = args.estimator != "trl"
         self.beta = 0.0 if self._exact else args.beta
         self._beta_in_force = args.beta
+        self._generated_at = 0
         self._divisor = args.loss_divisor or args.max_completion_length
         self._gathered_rewards: Tensor | None = None
         self._on_log_probs = None
@@ -81,6 +82,7 @@ class ShapesRollouts(RunsAsSFT):
     def _generate_and_score_completions(self, inputs):
         mode = "train" if self.model.training else "eval"
         if mode == "train":
+            self._generated_at = self.state.global_step
             self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
         if not self._exact:
             self.beta = self._beta_in_force
@@ -244,8 +246,11 @@ class ShapesRollouts(RunsAsSFT):
 
         def refresh(log_policy: Tensor) -> None:
             log_ratio = log_policy - inputs["reference_log_probs"]
-            log_ratio = log_ratio.masked_fill(~self._loss_mask(inputs), 0.0)
+            mask = self._loss_mask(inputs)
+            log_ratio = log_ratio.masked_fill(~mask, 0.0)
             cost, reward = log_ratio.sum(1), inputs["energy_reward"]
+            if self._generated_at != self.state.global_step:
+                self._record_reused(reward, log_ratio, mask)
             if inputs["energy_baseline"].dim() == 2:
                 cost, reward = log_ratio.flip(1).cumsum(1).flip(1), reward[:, None]
             shaped = reward - self._beta_in_force * cost
@@ -265,6 +270,13 @@ class ShapesRollouts(RunsAsSFT):
         metrics["free_energy/beta"].append(self._beta_in_force)
         if ours:
             metrics["kl"].append((rows[:, 1].sum() / rows[:, 2].sum().clamp(min=1)).item())
+
+    def _record_reused(self, energy_reward: Tensor, log_ratio: Tensor, mask: Tensor) -> None:
+        """On a step that makes no rollouts: the terms of F on the older ones, with the log-probs of now."""
+        energy = -self.accelerator.gather(energy_reward).nanmean().item()
+        self._metrics["train"]["free_energy/reward"].append(energy)
+        if self.args.uses_reference:
+            self._record_kl(log_ratio, mask, "train")
 
     def _record_gap(self, known_p: Tensor, mode: str) -> None:
         """F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""

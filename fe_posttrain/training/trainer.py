@@ -67,13 +67,14 @@ class FreeEnergyTrainer(ShapesRollouts):
         if not self._own_reward and args.reward_energy_weight == 0:
             reward_funcs = no_reward
         processing_class = tokenizer.with_settings(processing_class, model, args)
+        rows = demo_dataset if args.is_sft else train_dataset
         snapshot = reference.snapshot_is_ours(model, args, peft_config)
         with reference.without_reload(args, snapshot):
             super().__init__(
                 model=model,
                 reward_funcs=reward_funcs,
                 args=args,
-                train_dataset=demo_dataset if args.is_sft else train_dataset,
+                train_dataset=rows,
                 eval_dataset=eval_dataset,
                 processing_class=processing_class,
                 reward_processing_classes=reward_processing_classes,
@@ -87,6 +88,8 @@ class FreeEnergyTrainer(ShapesRollouts):
             )
         if self._is_vlm:
             raise ValueError("processing_class: a processor for images; only text is supported; pass a tokenizer")
+        if args.disable_dropout and args.estimator != "trl":
+            reference.disable_attention_dropout(self.model)
         if snapshot:
             reference.attach_snapshot(self)
         self._set_up_rollouts()
@@ -166,7 +169,7 @@ class FreeEnergyTrainer(ShapesRollouts):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         terms = [metrics[key] for key in ("free_energy/reward", "free_energy/demonstration") if key in metrics]
-        if terms:
+        if terms and ("free_energy/reward" in metrics or self.args.is_sft):
             if "free_energy/kl" in metrics:
                 pairs = zip(metrics["free_energy/beta"], metrics["free_energy/kl"], strict=True)
                 terms.append([beta * kl for beta, kl in pairs])

@@ -167,6 +167,8 @@ def test_older_rollouts_use_the_log_probs_of_the_policy_of_now(tmp_path):
     """Second pass over the same rollouts: s is recomputed, and equals hand arithmetic with the token ratio."""
     settings = {"num_iterations": 2, "max_steps": 2, "learning_rate": 0.05, "optim": "sgd", "epsilon": 100.0}
     record, trainer = train(tmp_path, settings=settings, rollout_func=fixed_rollouts)
+    for row in record.logs:  # both steps log F, the second one on the first one's rollouts
+        assert row["free_energy/total"] == pytest.approx(row["free_energy/reward"] + BETA * row["free_energy/kl"])
     prompt_ids, completion_ids = trainer.drawn
     rewards = small.length_reward(completion_ids)
     old = small.model()
@@ -384,6 +386,29 @@ def test_what_changes_the_optimum_is_said_once_in_plain_words(tmp_path, caplog):
 def test_other_ways_to_sample_still_start_at_the_reference(tmp_path, own):
     record, _ = train(tmp_path, settings={"max_steps": 2, **own})
     assert record.logs[0]["free_energy/kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_dropout_is_off_where_rollouts_are_made(tmp_path):
+    record, trainer = train(tmp_path, model=small.model(attention_dropout=0.5), settings={"max_steps": 2})
+    assert record.logs[0]["free_energy/kl"] == pytest.approx(0.0, abs=1e-4)
+    trainer.model.train()
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(trainer.model(ids).logits, trainer.model(ids).logits)
+
+
+def test_kl_and_demonstrations_without_reward_roll_out_the_prompts(tmp_path):
+    seen = []
+
+    def watch(prompts, trainer):
+        seen.extend(prompts)
+        return fixed_rollouts(prompts, trainer)
+
+    settings = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0}
+    demos = digits.dataset(["barrier"], 40, seed=0, demonstrations=True)
+    record, _ = train(tmp_path, settings=settings, demo_dataset=demos, reward_funcs=None, rollout_func=watch)
+    assert set(seen) <= set(small.prompts()["prompt"])
+    assert record.logs[0]["free_energy/reward"] == 0.0 and "free_energy/kl" in record.logs[0]
+    train(tmp_path, settings={"reward_energy_weight": 0.0}, reward_funcs=None)  # the KL alone
 
 
 def test_a_model_with_absolute_positions_starts_at_its_reference_beside_padding(tmp_path, caplog):
