@@ -158,6 +158,8 @@ class PairedDemonstrations:
                 "padding_free: false"
             )
         has_one = [i for i, completion in enumerate(rows[PAIRED]) if completion]
+        if not has_one:
+            raise ValueError("demonstration: empty in every row of train_dataset; give some rows a completion")
         alone = rows.select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
         alone = alone.add_column(PAIRED_ROW, list(range(len(rows)))).select(has_one)
         prepared = prepare(alone, tokenizer, args, shuffle=False)
@@ -167,7 +169,7 @@ class PairedDemonstrations:
 
     def for_step(
         self, step: int, first_micro_step: int, micro_batches: list, rank: int, world: int
-    ) -> list[DemonstrationBatch | None]:
+    ) -> list[DemonstrationBatch]:
         """This process's micro-batches. Every element of `micro_batches` is the whole generation batch; micro-batch
         k takes the k-th of its slices, as TRL takes rollouts."""
         batches = []
@@ -178,9 +180,8 @@ class PairedDemonstrations:
             for row in rows[part * size : (part + 1) * size]:
                 if row[PAIRED_ROW] in self.rows:
                     counts[row[PAIRED_ROW]] = counts.get(row[PAIRED_ROW], 0) + 1
-            if not counts:
-                batches.append(None)
-                continue
+            if not counts:  # a forward all the same, with weight 0: under DDP every process makes as many
+                counts = {next(iter(self.rows)): 0}
             total = size * world * len(micro_batches)
             inputs = self.collate([self.rows[key] for key in counts])
             batches.append(DemonstrationBatch(inputs, torch.tensor(list(counts.values())) / total))

@@ -8,7 +8,6 @@ advantages); the demonstrations' term is added; one backward. TRL's methods are 
 
 import logging
 
-import torch
 from torch import Tensor
 from transformers import Trainer
 
@@ -132,19 +131,11 @@ class FreeEnergyTrainer(ShapesRollouts):
             loss = loss + self._demonstration_loss(model, self._demonstration_queue.pop(0))
         return loss
 
-    def _demonstration_loss(self, model, batch: demonstrations.DemonstrationBatch | None) -> Tensor:
-        """w_d E[-log pi(y|x)] of one micro-batch over the constant divisor: tokens summed, sequences averaged.
-
-        None (no prompt of this process has a demonstration) adds 0 and still meets the other processes.
-        """
-        if batch is None:
-            per_row = torch.zeros(1, device=self.accelerator.device)
-            energy = per_row.sum()
-        else:
-            inputs = Trainer._prepare_inputs(self, dict(batch.inputs))
-            per_row = self._negative_log_probs(model, inputs)
-            weights = batch.weights.to(per_row.device)
-            energy = self.args.demonstration_energy_weight * (weights * per_row).sum()
+    def _demonstration_loss(self, model, batch: demonstrations.DemonstrationBatch) -> Tensor:
+        """w_d E[-log pi(y|x)] of one micro-batch over the constant divisor: tokens summed, sequences averaged."""
+        per_row = self._negative_log_probs(model, Trainer._prepare_inputs(self, dict(batch.inputs)))
+        weights = batch.weights.to(per_row.device)
+        energy = self.args.demonstration_energy_weight * (weights * per_row).sum()
         stop_unless_finite(self.accelerator, "demonstration", energy, per_row)
         recorded = self.accelerator.gather(energy.detach().reshape(1)).sum().item()
         micro_batches = self.current_gradient_accumulation_steps
