@@ -39,3 +39,8 @@ def test_groups_that_straddle_processes_give_the_same_gradients(found, tmp_path,
 
 def test_pure_demonstrations_are_sft_trainer_on_two_processes(found):
     assert found["sft"] and all(found["sft"].values()), found["sft"]
+
+
+def test_a_process_without_a_demonstration_is_not_waited_for(found):
+    assert len(found["paired"]) == 6
+    assert min(found["paired"]) == 0.0 < max(found["paired"])

@@ -77,10 +77,28 @@ def sft_parity(folder: Path) -> dict[str, bool]:
     }
 
 
+def paired_with_gaps(folder: Path) -> list[float]:
+    """Demonstrations for every fourth prompt: on most steps one process has none and must not be waited for."""
+    rows = small.prompts()
+    rows = rows.add_column("demonstration", [None if i % 4 else "52413" for i in range(len(rows))])
+    settings = {**small.ROLLOUTS, "max_steps": 6, "per_device_train_batch_size": 8, "beta": 0.1}
+    record, _ = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={**settings, "demonstration_energy_weight": 1.0},
+        model=small.model(),
+        reward_funcs=[small.length_reward],
+        train_dataset=rows,
+    )
+    return record.column("free_energy/demonstration")
+
+
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
     found["sft"] = sft_parity(where)
+    found["paired"] = paired_with_gaps(where)
     if torch.distributed.get_rank() == 0:
         torch.save(found, where / "found.pt")
     torch.distributed.destroy_process_group()
