@@ -16,7 +16,8 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from fe_posttrain.recipe.reading import TESTBED, RecipeError, RunSettings, read_recipe, split
+from fe_posttrain.recipe.reading import RecipeError, read_recipe, split
+from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.sequences import Decoding, sample
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import exact_probabilities

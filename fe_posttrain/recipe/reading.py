@@ -3,40 +3,10 @@
 import dataclasses
 import difflib
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
-
-TESTBED = "testbed"
-
-
-@dataclass
-class RunSettings:
-    """What a run is made of, beside TRL's `ModelConfig` and our `FreeEnergyConfig`.
-
-    Args:
-        prompts: rollout prompts: families of the testbed with relative weights.
-        prompt_rows: how many prompts to draw.
-        demonstrations: families to demonstrate, with relative weights; leave out for none.
-        demonstration_rows: how many demonstrations to draw.
-        demonstration_worked: show the working where a family has one.
-        demonstrations_paired: give each rollout prompt its own demonstration, instead of a stream of their own.
-        reward_funcs: rewards by name, or `package.module:function`.
-        probe_rows: held-out prompts per family on which p is exact.
-        probe_steps: optimizer steps between exact values of p.
-    """
-
-    prompts: dict[str, float] = field(default_factory=dict)
-    prompt_rows: int = 2048
-    demonstrations: dict[str, float] = field(default_factory=dict)
-    demonstration_rows: int = 2048
-    demonstration_worked: bool = True
-    demonstrations_paired: bool = False
-    reward_funcs: list[str] = field(default_factory=list)
-    probe_rows: int = 32
-    probe_steps: int = 10
 
 
 class RecipeError(ValueError):

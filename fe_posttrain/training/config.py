@@ -47,6 +47,11 @@ class FreeEnergyConfig(GRPOConfig):
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
+        reward_fault_policy: what follows when a reward function raises, hangs or returns what is no reward: `stop`
+            (default), or `mask`: the row is left out of the loss and counted, and the other rows' advantages are
+            as if it were absent.
+        reward_fault_limit: under `mask`, the share of a batch's rows above which the run stops all the same.
+        reward_timeout: seconds a reward function may take for the rows of one process; None: no limit.
 
     Raises:
         ValueError: one message with every problem, each as `key: what; why; what to write`.
@@ -59,6 +64,9 @@ class FreeEnergyConfig(GRPOConfig):
     beta_final: float | None = _key(None, "Value of beta at the last step.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
+    reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
+    reward_fault_limit: float = _key(0.1, "Under mask: the share of failed rows in a batch above which to stop.")
+    reward_timeout: float | None = _key(300.0, "Seconds a reward function may take for a batch; null: no limit.")
 
     packing: bool = _sft_key("packing")
     packing_strategy: str = _sft_key("packing_strategy")

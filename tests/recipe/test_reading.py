@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from fe_posttrain import FreeEnergyConfig
-from fe_posttrain.recipe.reading import RecipeError, RunSettings, read_recipe, split
+from fe_posttrain.recipe.reading import RecipeError, read_recipe, split
+from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.training.config import ModelConfig
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
