@@ -14,13 +14,13 @@ from transformers import Trainer
 from fe_posttrain.training import demonstrations, reference, tokenizer
 from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
+from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.rewards import no_reward
-from fe_posttrain.training.rollouts import ShapesRollouts
 
 logger = logging.getLogger(__name__)
 
 
-class FreeEnergyTrainer(ShapesRollouts):
+class FreeEnergyTrainer(Resumes):
     """Descend F(pi) = w_r E[-reward] + w_d E_demonstrations[-log pi] + beta KL(pi || reference).
 
     Takes what GRPOTrainer takes, by the same names, and `demo_dataset`: rows of `prompt` and `completion` (or
@@ -92,6 +92,7 @@ class FreeEnergyTrainer(ShapesRollouts):
         if snapshot:
             reference.attach_snapshot(self)
         self._set_up_rollouts()
+        self._set_up_resuming()
         self._demonstrations = None
         self._demonstration_queue: list = []
         if args.is_sft:
