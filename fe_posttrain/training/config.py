@@ -104,6 +104,10 @@ class FreeEnergyConfig(GRPOConfig):
         """Whether beta is positive at any step."""
         return self.beta > 0 or bool(self.beta_final)
 
+    def faults_to_look_for(self, rows: int) -> int:
+        """Faulty rewards among `rows` of one process from which the run stops, whatever the others hold."""
+        return 1 if self.reward_fault_policy == "stop" else int(self.reward_fault_limit * rows * self.world_size) + 1
+
     def beta_at(self, step: int, total_steps: int) -> float:
         """beta in force at optimizer step `step` (from 0) of `total_steps`."""
         return beta_at(step, total_steps, beta=self.beta, beta_final=self.beta_final, schedule=self.beta_schedule)

@@ -109,6 +109,8 @@ class Resumes(ShapesRollouts):
             if isinstance(caught, RuntimeError) and not _is_failed_write(caught):
                 raise
             error = str(caught).splitlines()[0]
+            if isinstance(caught, RuntimeError):
+                error = f"torch could not write a file ({error})"
         finally:
             self._staging = None
             self.state.best_global_step = best
@@ -171,6 +173,7 @@ class Resumes(ShapesRollouts):
             "total_loss": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
             "train_tokens": self._total_train_tokens,
+            "masked_rows": self._masked_rows,
             "checked_log_probs": self._checked_log_probs,
             "trusts_sampler": self._trusts_sampler,
             "reference": self._reference_fingerprint(),
@@ -208,6 +211,7 @@ class Resumes(ShapesRollouts):
         self._globalstep_last_logged = progress["last_logged"]
         self._initial_global_step = 0  # the logged train_loss is the mean over the whole run
         self._total_train_tokens = progress["train_tokens"]
+        self._masked_rows = progress["masked_rows"]
         self._checked_log_probs = progress["checked_log_probs"]
         self._trusts_sampler = progress["trusts_sampler"]
         if self.state.best_global_step:
