@@ -4,11 +4,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config
+from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
 
-__all__ = ["FreeEnergyConfig", "ModelConfig", "get_peft_config", "what_changes_the_optimum"]  # TRL's two: for recipes
+__all__ = [  # TRL's three: for recipes
+    "FreeEnergyConfig",
+    "ModelConfig",
+    "get_peft_config",
+    "get_quantization_config",
+    "what_changes_the_optimum",
+]
 
 ESTIMATORS = ("sequence", "sequence_to_go", "trl")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
@@ -23,6 +23,7 @@ from trl.trainer.utils import RepeatSampler
 
 from fe_posttrain.training import checkpoints
 from fe_posttrain.training.rollouts import ShapesRollouts
+from fe_posttrain.training.run import decide_together
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ class Resumes(ShapesRollouts):
         """
         folder = None
         if resume_from_checkpoint:
-            folder = self._agreed(lambda: self._checked(resume_from_checkpoint))
+            folder = decide_together(lambda: self._checked(resume_from_checkpoint))
             self._resuming_from = Path(folder)
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
@@ -71,19 +72,6 @@ class Resumes(ShapesRollouts):
         if wrong := checkpoints.damage(Path(asked)):
             raise ValueError(f"resume_from_checkpoint: {asked}: {wrong}; take another checkpoint")
         return str(asked)
-
-    def _agreed(self, decide: Callable[[], Any]) -> Any:
-        """What the main process decides, on every process; its error is everybody's."""
-        answer = [None, None]
-        if self.accelerator.is_main_process:
-            try:
-                answer[0] = decide()
-            except ValueError as error:
-                answer[1] = str(error)
-        answer = broadcast_object_list(answer)
-        if answer[1] is not None:
-            raise ValueError(answer[1])
-        return answer[0]
 
     @property
     def at_block_end(self) -> bool:
@@ -144,7 +132,7 @@ class Resumes(ShapesRollouts):
         return []
 
     def _load_best_model(self) -> None:
-        if wrong := self._agreed(lambda: checkpoints.damage(Path(self.state.best_model_checkpoint))):
+        if wrong := decide_together(lambda: checkpoints.damage(Path(self.state.best_model_checkpoint))):
             logger.warning(
                 "load_best_model_at_end: %s: %s; the final model is that of the last step",
                 self.state.best_model_checkpoint,

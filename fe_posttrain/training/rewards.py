@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -81,6 +82,8 @@ def _module(word: str, where: str) -> ModuleType:
     """Import a module by name, or a file by its path. What it raises is reported with file and line."""
     try:
         if not where.endswith(".py"):
+            if os.getcwd() not in sys.path:  # as TRL's scripts do: a user's package lies where the run is started
+                sys.path.insert(0, os.getcwd())
             return import_module(where)
         path = Path(where).expanduser()
         if not path.is_file():

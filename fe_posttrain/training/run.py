@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 logger = logging.getLogger(__name__)
@@ -59,11 +61,11 @@ class RunFolder:
         os.replace(temporary, self.path / name)
 
     def write_json(self, name: str, content: Any) -> None:
-        self.write(name, json.dumps(_plain(content), indent=2) + "\n")
+        self.write(name, json.dumps(plain(content), indent=2) + "\n")
 
     def describe(self, recipe: dict[str, Any], tasks: dict[str, str]) -> None:
         """Write the resolved recipe, the versions of libraries and `tasks`, and the state of the code."""
-        self.write("recipe.yaml", yaml.safe_dump(_plain(recipe), sort_keys=True, allow_unicode=True))
+        self.write("recipe.yaml", yaml.safe_dump(plain(recipe), sort_keys=True, allow_unicode=True))
         self.write_json(
             "versions.json",
             {"python": sys.version.split()[0], **library_versions(), "tasks": tasks, "git": _git_state()},
@@ -94,7 +96,7 @@ class MetricsCallback(TrainerCallback):
         if state.is_world_process_zero and logs:
             seconds = round(time.time() - self.started, 3)
             row = {"step": state.global_step, "seconds": seconds, **logs}
-            self._waiting.append(json.dumps(_plain(row)) + "\n")
+            self._waiting.append(json.dumps(plain(row)) + "\n")
             self._write()
 
     def checkpoint_state(self) -> dict[str, float]:
@@ -151,6 +153,20 @@ class StopSignals:
         self._say(f"{self.received.name}: finishing this generation block and saving; once more leaves at once")
 
 
+def decide_together(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns on the main process, on every process; a ValueError of it is raised on all of them."""
+    answer = [None, None]
+    if PartialState().is_main_process:
+        try:
+            answer[0] = decide()
+        except ValueError as error:
+            answer[1] = error
+    answer = broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise answer[1]
+    return answer[0]
+
+
 def library_versions() -> dict[str, str]:
     """Installed version of each library whose behaviour a run depends on."""
     found = {}
@@ -175,12 +191,12 @@ def _git_state() -> dict[str, Any] | str:
         return "not a git checkout"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON and safe YAML can hold: numbers that are no number become None, everything unknown its text."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or type(value) in (bool, int, str):
