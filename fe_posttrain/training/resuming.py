@@ -73,6 +73,12 @@ class Resumes(ShapesRollouts):
             raise ValueError(f"resume_from_checkpoint: {asked}: {wrong}; take another checkpoint")
         return str(asked)
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would add one
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     @property
     def at_block_end(self) -> bool:
         """Whether every rollout that was made has been used, so that nothing but the random state has to be kept."""
