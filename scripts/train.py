@@ -7,8 +7,8 @@
 
 Every key of a recipe can be overridden as `--key value`, the value read as YAML; recipes/README.md explains them.
 
-Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a reward failed or a term of F or a gradient
-was not finite, 128 + N stopped by signal N after a checkpoint.
+Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a reward failed, a term of F or a gradient
+was not finite, or the final model could not be written, 128 + N stopped by signal N after a checkpoint.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> int:
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
 
-    from fe_posttrain.recipe.launch import Options, Stopped, launch
+    from fe_posttrain.recipe.launch import NotSaved, Options, Stopped, launch
     from fe_posttrain.recipe.reading import RecipeError
     from fe_posttrain.training.reward_faults import RewardError
 
@@ -49,7 +49,7 @@ def main() -> int:
         launch(words.config, overrides, options)
     except RecipeError as error:
         return _leave(f"The recipe cannot be run:\n{error}", 2)
-    except (FloatingPointError, RewardError) as error:
+    except (FloatingPointError, RewardError, NotSaved) as error:
         return _leave(f"The run was stopped:\n{error}", 3)
     except Stopped as stopped:
         return _leave(str(stopped), 128 + stopped.signal)

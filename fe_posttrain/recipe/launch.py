@@ -22,6 +22,7 @@ from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
+from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import MetricsCallback, StopSignals, decide_together
@@ -53,12 +54,17 @@ class Stopped(Exception):
         self.signal = signal
 
 
+class NotSaved(Exception):
+    """The run is done and its result could not be written; the message says what is left."""
+
+
 def launch(path: str, overrides: list[str], options: Options | None = None) -> Path | None:
     """Train what the recipe at `path` says and return the run folder; None after a dry run.
 
     Raises:
         RecipeError: the recipe cannot be run; the message is for the person who wrote it.
         Stopped: a signal ended the run early.
+        NotSaved: no room for the final model.
     """
     options = options or Options()
     settings, args, model_config = _resolve(path, overrides)
@@ -100,22 +106,21 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
             closing.push(board)
         _train(trainer, path, opened, console)
     seconds = time.time() - started
-    rows = []
-    if args.process_index == 0:
-        rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact else []
-    model = save_final(trainer, data.example, _equation(args), merge=settings.merge_adapter)
-    if args.process_index == 0:
-        result = summary(str(path), trainer, opened.folder, seconds, exact)
-        opened.folder.write_json("samples.json", rows)
-        opened.folder.write_json("summary.json", result)
-        console.print()
-        terminal.summarise(console, result, rows)
-        console.print(
-            f"{result['steps']} steps in {seconds:.1f} s; everything is in {args.output_dir}\n"
-            f"the model is in {model}; its README.md shows how to load it",
-            highlight=False,
-            soft_wrap=True,
-        )
+    with _as_not_saved(args.output_dir):
+        rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
+        model = save_final(trainer, data.example, _equation(args), merge=settings.merge_adapter)
+        if args.process_index == 0:
+            result = summary(str(path), trainer, opened.folder, seconds, exact)
+            opened.folder.write_json("samples.json", rows)
+            opened.folder.write_json("summary.json", result)
+            console.print()
+            terminal.summarise(console, result, rows)
+    console.print(
+        f"{trainer.state.global_step} steps in {seconds:.1f} s; everything is in {args.output_dir}\n"
+        f"the model is in {model}; its README.md shows how to load it",
+        highlight=False,
+        soft_wrap=True,
+    )
     trainer.end()
     return Path(args.output_dir)
 
@@ -127,6 +132,17 @@ def _as_recipe_error():
         yield
     except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
+
+
+@contextmanager
+def _as_not_saved(output_dir: str):
+    """Failed writes at the end of a run as one message: what is left, and how to get the rest."""
+    try:
+        yield
+    except WRITE_ERRORS as error:
+        found = newest_complete(output_dir).folder
+        left = f"the newest checkpoint is {found}; make room and add --resume" if found else "no checkpoint is left"
+        raise NotSaved(f"the final model was not saved: {failed_write(error)}; {left}") from error
 
 
 def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:

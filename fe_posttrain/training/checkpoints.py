@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
 STAGING = ".staging"
 PREFIX = "checkpoint-"
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)  # torch's C++ writer raises RuntimeError: see failed_write
 NEVER_KEPT = ("training_args.bin",)  # a pickle, which may hold an access token
 
 
@@ -130,6 +133,20 @@ def clear_staging(run_folder: Path) -> None:
     """Remove what killed processes left."""
     for leftover in run_folder.glob(f"{STAGING}*"):
         shutil.rmtree(leftover)
+
+
+def failed_write(error: BaseException) -> str:
+    """In one line, why a file could not be written.
+
+    Raises:
+        RuntimeError: `error` itself, when it is torch's and about something else.
+    """
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not isinstance(error, RuntimeError):
+        return line
+    if any(mark in line for mark in ("PytorchStreamWriter", "inline_container", "unexpected pos")):
+        return f"torch could not write a file ({line})"
+    raise error
 
 
 def _step(folder: Path) -> int | None:

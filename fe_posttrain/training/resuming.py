@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
@@ -99,12 +98,8 @@ class Resumes(ShapesRollouts):
             self._staging = staged.parent
             super()._save_checkpoint(model, trial)
             self._save_progress(staged)
-        except (OSError, SafetensorError, RuntimeError) as caught:
-            if isinstance(caught, RuntimeError) and not _is_failed_write(caught):
-                raise
-            error = str(caught).splitlines()[0]
-            if isinstance(caught, RuntimeError):
-                error = f"torch could not write a file ({error})"
+        except checkpoints.WRITE_ERRORS as caught:
+            error = checkpoints.failed_write(caught)
         finally:
             self._staging = None
             self.state.best_global_step = best
@@ -303,8 +298,3 @@ class _BlockEnds(TrainerCallback):
 
 def _is_repeating(sampler) -> bool:
     return isinstance(sampler, RepeatSampler)
-
-
-def _is_failed_write(error: RuntimeError) -> bool:
-    """Whether torch.save's C++ writer failed; it raises RuntimeError where Python would raise OSError."""
-    return any(mark in str(error) for mark in ("PytorchStreamWriter", "inline_container", "unexpected pos"))

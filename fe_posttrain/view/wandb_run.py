@@ -30,6 +30,7 @@ class WandbCallback(TrainerCallback):
         self._run = self._start(folder, config)
 
     def _start(self, folder: Path, config: dict[str, Any]):
+        os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here
         mode = os.environ.get("WANDB_MODE") or "online"
         if mode == "online" and not _logged_in():
             self.say("wandb: no login on this machine; the run is kept offline (wandb login, then wandb sync)")
@@ -76,7 +77,7 @@ class WandbCallback(TrainerCallback):
 
 def _logged_in() -> bool:
     try:
-        return bool(wandb.api.api_key)
+        return wandb.login(prompt=False)
     except Exception:  # an unreadable netrc or settings file is no login
         return False
 

@@ -280,7 +280,7 @@ def surroundings(count: int = 0) -> dict:
         found[name] = {
             "code": process.returncode,
             "seconds": round(time.time() - started, 1),
-            "says": [line for line in said.splitlines() if line.startswith("wandb:")][:2],
+            "says": [line for line in said.splitlines() if line.startswith("wandb: ") and "WARN" not in line],
             "training_unaffected": process.returncode == 0 and _content(folder) == wanted,
         }
         print(json.dumps(found[name]), flush=True)
