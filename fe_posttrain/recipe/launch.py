@@ -4,7 +4,6 @@ import json
 import logging
 import time
 from contextlib import contextmanager, nullcontext
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
-from fe_posttrain.recipe.reading import RecipeError, read_recipe, split
+from fe_posttrain.recipe.checks import resolve
+from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.sequences import Decoding, sample
 from fe_posttrain.tasks import digits
@@ -108,16 +108,8 @@ def _as_recipe_error():
 
 def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig, list | None]:
     """The three dataclasses of a recipe and its reward functions, checked against each other."""
-    run_values, config_values, model_values = split(
-        read_recipe(path, overrides), (RunSettings, FreeEnergyConfig, ModelConfig)
-    )
-    config_values.setdefault("output_dir", f"runs/{Path(path).stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    with _as_recipe_error():
-        settings, model_config = RunSettings(**run_values), ModelConfig(**model_values)
-        args = FreeEnergyConfig(**config_values)
-        rewards = [find_reward(name) for name in settings.reward_funcs] or None
-    if args.generates and not settings.prompts:
-        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
+    settings, args, model_config = resolve(path, overrides)
+    rewards = [find_reward(name) for name in settings.reward_funcs] or None
     args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
     args.disable_tqdm = True
     args.model_init_kwargs = {
