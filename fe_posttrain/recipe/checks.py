@@ -16,6 +16,7 @@ from fe_posttrain.recipe.sources import not_found
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig
 from fe_posttrain.training.limits import out_of_limits
 
+_NOT_NULL = ("num_generations", "max_completion_length")  # TRL annotates them as optional and computes with them
 KINDS = (RunSettings, FreeEnergyConfig, ModelConfig)
 
 
@@ -28,11 +29,11 @@ def resolve(path: str | Path, overrides: list[str]) -> tuple[RunSettings, FreeEn
         RecipeError: every problem of the recipe, a line each: `recipes/x.yaml:12: key: what; why; what to write`.
     """
     recipe = read_recipe(path, overrides)
-    problems = [*recipe.problems, *_keys(recipe), *_types(recipe)]
-    faulty = {problem.key for problem in problems}
+    unread = [problem for problem in recipe.problems if problem.key not in recipe.values]
+    problems = [*_keys(recipe), *_types(recipe)]
+    faulty = {problem.key for problem in (*unread, *problems)}
     faulty |= {near for key in faulty if (near := suggestion(key, FIELDS))}  # `prompt:` is not "no prompts" as well
-    problems += _values(recipe, faulty)
-    raise_all(problems)
+    raise_all([*recipe.problems, *problems, *_values(recipe, faulty)])
     return _build(recipe)
 
 
@@ -42,7 +43,8 @@ def _fields() -> dict[str, tuple[type, dataclasses.Field, Any]]:
     for kind in KINDS:
         hints = get_type_hints(kind)
         for field in dataclasses.fields(kind):
-            found.setdefault(field.name, (kind, field, hints[field.name]))
+            hint = int if field.name in _NOT_NULL else hints[field.name]
+            found.setdefault(field.name, (kind, field, hint))
     return {name: entry for name, entry in found.items() if name not in REFUSED}
 
 

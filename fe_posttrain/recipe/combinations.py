@@ -1,24 +1,19 @@
 """Settings that contradict each other: one table of rules over a whole recipe, defaults included."""
 
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+
+from fe_posttrain.recipe.grouping import GROUPING, ROLLS_OUT, Rule
 
 # What a key that is written needs beside it, or it would be ignored in silence.
+_LORA = """lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type
+use_rslora use_dora merge_adapter load_in_4bit load_in_8bit"""
+_4BIT = "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant"
 _NEEDS = {
-    **dict.fromkeys(
-        ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters")
-        + ("lora_modules_to_save", "lora_task_type", "use_rslora", "use_dora", "merge_adapter"),
-        ("use_peft", "true"),
-    ),
-    **dict.fromkeys(
-        ("bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"), ("load_in_4bit", "true")
-    ),
-    "load_in_4bit": ("use_peft", "true"),
-    "load_in_8bit": ("use_peft", "true"),
+    **dict.fromkeys(_LORA.split(), ("use_peft", "true")),
+    **dict.fromkeys(_4BIT.split(), ("load_in_4bit", "true")),
     "dataset_config": ("dataset_name", "the name of a Hub dataset"),
     "demonstration_dataset_config": ("demonstration_dataset_name", "the name of a Hub dataset"),
     "dataloader_prefetch_factor": ("dataloader_num_workers", "1"),
@@ -28,16 +23,6 @@ _NEEDS = {
 }
 _PACKAGES = {"use_vllm": "vllm", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
 _PACKAGES |= {"deepspeed": "deepspeed", "use_liger_kernel": "liger_kernel"}
-
-
-class Rule(NamedTuple):
-    """What makes no run: reported at the first of `keys` that is written, and only where neither `keys` nor `beside`,
-    which `applies` reads too, have problems of their own."""
-
-    keys: tuple[str, ...]
-    applies: Callable[[SimpleNamespace], Any]
-    text: str | Callable[[SimpleNamespace], str]
-    beside: tuple[str, ...] = ()
 
 
 def contradictions(run: SimpleNamespace) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -76,63 +61,6 @@ def _rewards(run) -> int:
     return len(run.reward_funcs) + bool(run.reward_model_name_or_path)
 
 
-def _processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def _micro_batches(run) -> int:
-    """Micro-batches that share one generation, as GRPOConfig derives them."""
-    if run.generation_batch_size:
-        return max(1, run.generation_batch_size // (run.per_device_train_batch_size * _processes()))
-    return run.steps_per_generation or run.gradient_accumulation_steps
-
-
-def _generation_batch(run) -> int:
-    return run.generation_batch_size or run.per_device_train_batch_size * _processes() * _micro_batches(run)
-
-
-def _no_whole_groups(run) -> str:
-    batch, group, rows = _generation_batch(run), run.num_generations, run.per_device_train_batch_size
-    found = f"{batch} completions a generation in groups of {group}; a prompt's group would be cut; "
-    if run.generation_batch_size:
-        step = math.lcm(group, rows * _processes())
-        return f"{found}write generation_batch_size: {math.ceil(batch / step) * step}"
-    step = group // math.gcd(group, _processes() * _micro_batches(run))
-    fitting = f"write per_device_train_batch_size: {math.ceil(rows / step) * step}"
-    divisors = [n for n in range(2, group) if batch % n == 0]
-    return f"{found}{fitting}" + (f", or num_generations: {divisors[-1]}" if divisors else "")
-
-
-def _no_whole_eval_groups(run) -> str:
-    group = run.num_generations_eval or run.num_generations
-    step = group // math.gcd(group, _processes())
-    rows = math.ceil(run.per_device_eval_batch_size / step) * step
-    return (
-        f"{run.per_device_eval_batch_size} rows x {_processes()} process(es) in groups of {group}; an evaluation batch "
-        f"holds whole groups; write per_device_eval_batch_size: {rows}"
-    )
-
-
-def _block(run) -> int:
-    """Optimizer steps until a step begins with new rollouts."""
-    accumulated = run.gradient_accumulation_steps
-    return math.lcm(_micro_batches(run) * run.num_iterations, accumulated) // accumulated
-
-
-def _saves_inside_block(run) -> bool:
-    if not run.generates or run.save_strategy != "steps" or _block(run) == 1:
-        return False
-    return run.save_steps < 1 or (run.save_steps % _block(run) != 0 and not 0 < run.max_steps <= run.save_steps)
-
-
-def _save_at(run) -> str:
-    block = _block(run)
-    return (
-        f"a checkpoint every {run.save_steps:g} steps, but {block} optimizer steps share their rollouts; saved between them, a run could not be "
-        f"resumed exactly; write a multiple of {block}, as save_steps: {max(1, math.ceil(run.save_steps / block)) * block}"
-    )
-
-
 def _fraction_above_one(key: str) -> Rule:
     return Rule(
         (key,),
@@ -141,9 +69,6 @@ def _fraction_above_one(key: str) -> Rule:
     )
 
 
-_BATCH = ("per_device_train_batch_size", "num_generations", "generation_batch_size", "steps_per_generation")
-_SAVE = ("save_steps", "save_strategy", "steps_per_generation", "generation_batch_size", "num_iterations")
-_ROLLS_OUT = ("reward_energy_weight", "beta", "beta_final")  # what decides whether a run does
 _DEMONSTRATIONS = ("demonstrations", "demonstrations_paired", "demonstration_dataset_name", "dataset_name")
 _KEEP_BEST = ("load_best_model_at_end", "eval_strategy", "save_strategy")
 
@@ -175,7 +100,7 @@ RULES: tuple[Rule, ...] = (
         lambda run: run.generates and not run.prompts and not run.dataset_name,
         "missing; a run with reward energy or beta rolls out prompts; write dataset_name: prompts.jsonl, or "
         "prompts: {tail_10: 1} for the testbed",
-        ("dataset_name", *_ROLLS_OUT),
+        ("dataset_name", *ROLLS_OUT),
     ),
     Rule(
         ("demonstration_energy_weight",),
@@ -278,39 +203,7 @@ RULES: tuple[Rule, ...] = (
         "it follows evaluations while eval_strategy is no; write eval_strategy: steps, or lr_scheduler_type: linear",
         ("eval_strategy",),
     ),
-    Rule(
-        ("generation_batch_size", "steps_per_generation"),
-        lambda run: run.generation_batch_size and run.steps_per_generation,
-        "written beside steps_per_generation; each follows from the other; remove one of them",
-    ),
-    Rule(
-        ("generation_batch_size", "per_device_train_batch_size"),
-        lambda run: (
-            run.generation_batch_size and run.generation_batch_size % (run.per_device_train_batch_size * _processes())
-        ),
-        lambda run: (
-            f"{run.generation_batch_size} with {run.per_device_train_batch_size} rows on each of "
-            f"{_processes()} processes; it is cut into whole batches; write generation_batch_size: "
-            f"{math.lcm(run.per_device_train_batch_size * _processes(), run.num_generations)}"
-        ),
-    ),
-    Rule(
-        _BATCH,
-        lambda run: run.generates and _generation_batch(run) % run.num_generations,
-        _no_whole_groups,
-        ("gradient_accumulation_steps", *_ROLLS_OUT),
-    ),
-    Rule(
-        ("per_device_eval_batch_size", "num_generations_eval", "num_generations", "eval_strategy"),
-        lambda run: (
-            run.generates
-            and run.eval_strategy != "no"
-            and (run.per_device_eval_batch_size * _processes()) % (run.num_generations_eval or run.num_generations)
-        ),
-        _no_whole_eval_groups,
-        _ROLLS_OUT,
-    ),
-    Rule(_SAVE, _saves_inside_block, _save_at, ("gradient_accumulation_steps", "max_steps", *_BATCH, *_ROLLS_OUT)),
+    *GROUPING,
     Rule(
         ("auto_find_batch_size",),
         lambda run: run.auto_find_batch_size,

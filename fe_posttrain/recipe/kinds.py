@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fe_posttrain.recipe.reading import parse
+from fe_posttrain.recipe.loader import parse
 
 _BOOLEANS = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": False, "n": False, "0": False}
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
@@ -46,7 +46,7 @@ def misfit(field: Field, hint: Any, value: Any) -> str | None:
     """What is wrong with the type of `value`, as `what; why; what to write`; None where nothing is."""
     if fits(value, hint):
         return None
-    found = _inner_misfit(value, hint) or f"{_shown(value)} is {_kind(value)}"
+    found = _inner_misfit(value, hint) or ("null" if value is None else f"{_shown(value)} is {_kind(value)}")
     return f"{found}; {described(hint)} is wanted; write {field.name}: {_written(_example(field, hint, value))}"
 
 
@@ -57,14 +57,19 @@ def described(hint: Any) -> str:
         return " or ".join(dict.fromkeys(described(inner) for inner in get_args(hint)))
     inner = get_args(hint)
     if get_origin(hint) is list:
-        return f"a list (each {described(inner[0])})"
-    if hint is dict or (get_origin(hint) is dict and inner[1] is Any):
+        return f"a list of {_several(inner[0])}"
+    if get_origin(hint) is dict and inner[1] is not Any:
+        return f"a mapping of names to {_several(inner[1])}"
+    if dict in (hint, get_origin(hint)):
         return "a mapping"
-    if get_origin(hint) is dict:
-        return f"a mapping of names to {described(inner[1]).removeprefix('a ')}s"
     if get_origin(hint) is Literal:
         return " or ".join(_written(value) for value in inner)
     return _NAMES.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _several(hint: Any) -> str:
+    """`texts or mappings`"""
+    return " or ".join(f"{described(option).removeprefix('a ')}s" for option in _options(hint))
 
 
 def _kind(value: Any) -> str:

@@ -1,12 +1,13 @@
 """Read a recipe: flat YAML, overridden by `--key value`, with the place where each key stands."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from fe_posttrain.recipe.loader import Loader, fault, parse, refused
 
 
 class RecipeError(ValueError):
@@ -63,44 +64,6 @@ def raise_all(problems: Iterable[Problem]) -> None:
         raise RecipeError("\n".join(lines))
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: `5e-7` is a number, `no` and `on` are text, so is `010`; no tags beyond, no aliases."""
-
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 (as PyYAML has it)
-    yaml_constructors = {  # noqa: RUF012
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
-    }
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "an alias (`*name`): a recipe is read line by line", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice in it", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-for _name, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(0|[1-9][\d_]*|0x[\da-fA-F]+)", list("-+0123456789")),
-    ("float", r"[-+]?(\d[\d_]*\.[\d_]*|\.\d[\d_]*|\d[\d_]*(?=[eE]))([eE][-+]?\d+)?", list("-+.0123456789")),
-    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})$"), _first)
-
-
-def parse(text: str) -> Any:
-    """The value that `text` is in a recipe. Raises yaml.YAMLError where it is none."""
-    return yaml.load(text, Loader=_Loader)
-
-
 def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
     """The recipe at `path` with the words of `overrides`, `--key value` or `--key=value`, laid over it.
 
@@ -116,11 +79,11 @@ def read_recipe(path: str | Path, overrides: list[str]) -> Recipe:
 def _read_file(recipe: Recipe) -> None:
     text = _text(recipe.path)
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         node = loader.get_single_node()
     except (yaml.YAMLError, RecursionError) as error:
-        line, what = _fault(error, text)
-        raise RecipeError(f"{recipe.path}:{line}: {what}; this is not YAML; write `key: value` lines") from error
+        line, what = fault(error, text)
+        raise RecipeError(f"{recipe.path}:{line}: {what}; that is no recipe; write `key: value` lines") from error
     if node is None:
         raise RecipeError(f"{recipe.path}: it is empty; a recipe says what to train; write `key: value` lines")
     if not isinstance(node, yaml.MappingNode):
@@ -141,7 +104,7 @@ def _text(path: str) -> str:
         raise RecipeError(f"--config: {path}; {what}; write the path of a recipe, as recipes/rl.yaml") from error
 
 
-def _read_entry(recipe: Recipe, loader: _Loader, key_node, value_node, order: int) -> None:
+def _read_entry(recipe: Recipe, loader: Loader, key_node, value_node, order: int) -> None:
     line = key_node.start_mark.line + 1
     place = Place(line, f"{recipe.path}:{line}")
     if not isinstance(key_node, yaml.ScalarNode) or not key_node.tag.endswith(":str"):
@@ -160,7 +123,7 @@ def _read_entry(recipe: Recipe, loader: _Loader, key_node, value_node, order: in
     try:
         recipe.values[key] = loader.construct_document(value_node)
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
-        recipe.problems.append(Problem(place, key, _refused(error)))
+        recipe.problems.append(Problem(place, key, refused(error)))
 
 
 def _read_words(recipe: Recipe, words: list[str]) -> None:
@@ -176,7 +139,7 @@ def _read_words(recipe: Recipe, words: list[str]) -> None:
         place = Place(order, f"--{key}", True)
         if not equals:
             if not words or words[0].startswith("--"):
-                text = f"no value; overrides come in pairs, also for what is true or false; write --{key} VALUE"
+                text = f"no value; overrides come in pairs, true and false are values too; write --{key} VALUE"
                 recipe.problems.append(Problem(place, key, text))
                 recipe.places[key] = place
                 recipe.values.pop(key, None)
@@ -187,26 +150,4 @@ def _read_words(recipe: Recipe, words: list[str]) -> None:
             recipe.values[key] = parse(text)
         except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
             recipe.values.pop(key, None)
-            recipe.problems.append(Problem(place, key, _refused(error)))
-
-
-def _fault(error: Exception, text: str) -> tuple[int, str]:
-    """Line (from 1) and plain words of what PyYAML met."""
-    if isinstance(error, yaml.reader.ReaderError):
-        return text.count("\n", 0, error.position) + 1, f"the character number {error.character}"
-    if isinstance(error, RecursionError):
-        return 1, "nested too deeply"
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    what = getattr(error, "problem", None) or str(error)
-    if "'\\t'" in what:
-        what = "a tab where YAML wants spaces"
-    return (mark.line + 1 if mark else 1), what
-
-
-def _refused(error: Exception) -> str:
-    """What is wrong with one value, in the words of a problem."""
-    what = " ".join(str(getattr(error, "problem", None) or error).split())
-    if "constructor for the tag" in what:
-        tag = what.rsplit("'", 2)[-2].replace("tag:yaml.org,2002:", "!!")
-        return f"the tag {tag}; a recipe holds plain values and runs no code; write the value without a tag"
-    return f"{what}; the value is not readable YAML; write a number, text, [list] or {{name: value}}"
+            recipe.problems.append(Problem(place, key, refused(error)))

@@ -37,9 +37,9 @@ class Range:
         return (above and below and math.isfinite(value)) or value in self.also
 
     def __str__(self) -> str:
-        words = f"above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        words = f"a number above {self.low:g}" if self.open_low else f"{self.low:g} or more"
         if self.high < math.inf:
-            words = f"from {self.low:g} to {self.high:g}"
+            words = f"a number from {self.low:g} to {self.high:g}"
             words += f", without {self.low:g}" if self.open_low else ""
             words += f", without {self.high:g}" if self.open_high else ""
         return words + "".join(f", or {value}" for value in self.also)
@@ -80,8 +80,8 @@ _RANGES: dict[Range, str] = {
     "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target vllm_importance_sampling_clip_min "
     "router_aux_loss_coef neftune_noise_alpha",
     SHARE: "min_p top_entropy_quantile ref_model_mixup_alpha reward_fault_limit label_smoothing_factor",
-    Range("it is a share of the probability, or of the memory", 0, 1, open_low=True): "top_p "
-    "vllm_gpu_memory_utilization",
+    Range("it is a share of the probability", 0, 1, open_low=True): "top_p",
+    Range("it is a share of the GPU's memory", 0, 1, open_low=True): "vllm_gpu_memory_utilization",
     Range("it is the share that is dropped", 0, 1, open_high=True): "lora_dropout",
     DECAY: "adam_beta1 adam_beta2",
     SECONDS: "reward_timeout vllm_server_timeout ddp_timeout",
@@ -181,7 +181,8 @@ def _shown(value: Any) -> str:
 def _wanted(value: Any, choices: tuple) -> str:
     """What to write instead: every choice where they are few, the nearest where they are many."""
     names = [choice if isinstance(choice, str) else str(choice).lower() for choice in choices]
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
+    near = [name for name in names if name.startswith(f"{value}_")][:1]
+    near = near or difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}? " if near else ""
     if len(names) > 16:
         nearest = difflib.get_close_matches(str(value), names, n=6, cutoff=0.3) or names[:6]
