@@ -94,8 +94,13 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
     for line in config._problems():
         key, text = line.split(": ", 1)
         if key not in run.faulty:
-            found.append(Problem(recipe.place(key), key, text))
+            found.append(Problem(recipe.place(key, *_named(text)), key, text))
     return found
+
+
+def _named(text: str) -> list[str]:
+    """The keys that a message mentions, in its order."""
+    return [word for word in re.findall(r"\w+", text) if word in FIELDS]
 
 
 def _defaults() -> dict[str, Any]:
@@ -126,8 +131,14 @@ def _build(recipe: Recipe) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:
             built.append(kind(**given[kind]))
         except (ValueError, TypeError, NotImplementedError, OSError) as error:
             text = " ".join(str(error).split())
-            words = [word for word in re.findall(r"\w+", text) if word in FIELDS]
+            words = _named(text)
             key = next((word for word in words if word in recipe.places), words[0] if words else "recipe")
-            problems.append(Problem(recipe.place(key), key, f"{text}; {kind.__name__} refuses it; change {key}"))
+            problems.append(
+                Problem(
+                    recipe.place(key),
+                    key,
+                    f"{text}; {kind.__name__} refuses it; change {key if words else 'what it names'}",
+                )
+            )
     raise_all(problems)
     return tuple(built)

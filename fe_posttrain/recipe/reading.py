@@ -19,7 +19,6 @@ class Place(NamedTuple):
 
     order: int
     text: str  # `recipe.yaml:12`, or `--beta`
-    is_override: bool = False
 
 
 class Problem(NamedTuple):
@@ -30,7 +29,7 @@ class Problem(NamedTuple):
     text: str
 
     def __str__(self) -> str:
-        if self.place.is_override or not self.key:
+        if self.place.text == f"--{self.key}" or not self.key:
             return f"{self.place.text}: {self.text}"
         return f"{self.place.text}: {self.key}: {self.text}"
 
@@ -134,9 +133,9 @@ def _read_words(recipe: Recipe, words: list[str]) -> None:
         key = flag.removeprefix("--").replace("-", "_")
         if not flag.startswith("--") or not key:
             what = f"{word!r}: not a key; overrides come in pairs; write --key value"
-            recipe.problems.append(Problem(Place(order, what.split(":")[0], True), "", what.split(": ", 1)[1]))
+            recipe.problems.append(Problem(Place(order, what.split(":")[0]), "", what.split(": ", 1)[1]))
             continue
-        place = Place(order, f"--{key}", True)
+        place = Place(order, f"--{key}")
         if not equals:
             if not words or words[0].startswith("--"):
                 text = f"no value; overrides come in pairs, true and false are values too; write --{key} VALUE"

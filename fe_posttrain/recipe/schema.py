@@ -6,6 +6,7 @@ from typing import Any
 
 from fe_posttrain.recipe.checks import FIELDS
 from fe_posttrain.recipe.kinds import adapter, fits
+from fe_posttrain.tasks.digits import FAMILIES
 from fe_posttrain.training.limits import OPEN, Range, limits
 
 
@@ -27,8 +28,10 @@ def _property(name: str, kind: type, field: Field, hint: Any) -> dict[str, Any]:
     found.pop("title", None)
     if name in ranges:
         found = _with_range(found, ranges[name])
-    if name in choices and name not in OPEN:
+    if name in choices and name not in (*OPEN, "debug"):  # debug is several words in one text
         found = _with_choices(choices[name], hint)
+    if name in ("prompts", "demonstrations"):
+        found["propertyNames"] = {"enum": list(FAMILIES)}
     default = field.default if field.default is not MISSING else field.default_factory()
     default = default.value if isinstance(default, Enum) else default
     help_text = " ".join(str(field.metadata.get("help", "")).replace("%%", "%").split())
