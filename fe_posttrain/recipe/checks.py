@@ -14,7 +14,7 @@ from fe_posttrain.recipe.reading import Problem, Recipe, raise_all, read_recipe
 from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.recipe.sources import not_found
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig
-from fe_posttrain.training.limits import out_of_limits
+from fe_posttrain.training.limits import limits, out_of_limits
 
 _NOT_NULL = ("num_generations", "max_completion_length")  # TRL annotates them as optional and computes with them
 KINDS = (RunSettings, FreeEnergyConfig, ModelConfig)
@@ -32,7 +32,6 @@ def resolve(path: str | Path, overrides: list[str]) -> tuple[RunSettings, FreeEn
     unread = [problem for problem in recipe.problems if problem.key not in recipe.values]
     problems = [*_keys(recipe), *_types(recipe)]
     faulty = {problem.key for problem in (*unread, *problems)}
-    faulty |= {near for key in faulty if (near := suggestion(key, FIELDS))}  # `prompt:` is not "no prompts" as well
     raise_all([*recipe.problems, *problems, *_values(recipe, faulty)])
     return _build(recipe)
 
@@ -68,8 +67,8 @@ def _types(recipe: Recipe) -> list[Problem]:
     found = []
     for key, value in recipe.values.items():
         if key in FIELDS:
-            _, field, hint = FIELDS[key]
-            if text := misfit(field, hint, value):
+            kind, field, hint = FIELDS[key]
+            if text := misfit(field, hint, value, limits(kind)[1].get(key, ())):
                 found.append(Problem(recipe.place(key), key, text))
     return found
 
@@ -87,7 +86,8 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
     config = _draft(values)
     run = SimpleNamespace(**_defaults() | values, generates=config.generates, written=set(values), faulty=faulty)
     found += [Problem(recipe.place(key), key, text) for key, text in not_found(run) if key not in faulty]
-    run.faulty = faulty | {problem.key for problem in found}
+    meant = {suggestion(key, FIELDS) for key in faulty}  # `prompt:` is not "no prompts" as well
+    run.faulty = faulty | meant | {problem.key for problem in found}
     for keys, text in contradictions(run):
         key = next((key for key in keys if key in recipe.places), keys[0])
         found.append(Problem(recipe.place(*keys), key, text))
@@ -133,12 +133,7 @@ def _build(recipe: Recipe) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:
             text = " ".join(str(error).split())
             words = _named(text)
             key = next((word for word in words if word in recipe.places), words[0] if words else "recipe")
-            problems.append(
-                Problem(
-                    recipe.place(key),
-                    key,
-                    f"{text}; {kind.__name__} refuses it; change {key if words else 'what it names'}",
-                )
-            )
+            change = f"change {key}" if words else "change what it names"
+            problems.append(Problem(recipe.place(key), key, f"{text}; {kind.__name__} refuses it; {change}"))
     raise_all(problems)
     return tuple(built)

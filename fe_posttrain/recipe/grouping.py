@@ -34,20 +34,24 @@ def generation_batch(run: SimpleNamespace) -> int:
     return run.generation_batch_size or run.per_device_train_batch_size * processes() * micro_batches(run)
 
 
-def no_whole_groups(run: SimpleNamespace) -> str:
+def _whole(run: SimpleNamespace) -> int:
+    """The least number of completions that are whole micro-batches and, where a run rolls out, whole groups."""
+    return math.lcm(run.per_device_train_batch_size * processes(), run.num_generations if run.generates else 1)
+
+
+def _no_whole_groups(run: SimpleNamespace) -> str:
     """What to write where a generation does not hold whole groups."""
     batch, group, rows = generation_batch(run), run.num_generations, run.per_device_train_batch_size
-    found = f"{batch} completions a generation in groups of {group}; a prompt's group would be cut; "
-    if run.generation_batch_size:
-        step = math.lcm(group, rows * processes())
-        return f"{found}write generation_batch_size: {math.ceil(batch / step) * step}"
     step = group // math.gcd(group, processes() * micro_batches(run))
-    fitting = f"write per_device_train_batch_size: {math.ceil(rows / step) * step}"
     divisors = [n for n in range(2, group) if batch % n == 0]
-    return f"{found}{fitting}" + (f", or num_generations: {divisors[-1]}" if divisors else "")
+    return (
+        f"{batch} completions a generation in groups of {group}; a prompt's group would be cut; write "
+        f"per_device_train_batch_size: {math.ceil(rows / step) * step}"
+        + (f", or num_generations: {divisors[-1]}" if divisors else "")
+    )
 
 
-def no_whole_eval_groups(run: SimpleNamespace) -> str:
+def _no_whole_eval_groups(run: SimpleNamespace) -> str:
     group = run.num_generations_eval or run.num_generations
     step = group // math.gcd(group, processes())
     rows = math.ceil(run.per_device_eval_batch_size / step) * step
@@ -69,7 +73,7 @@ def _save_every(run: SimpleNamespace) -> float:
     return math.ceil(run.save_steps * run.max_steps) if is_share else run.save_steps
 
 
-def saves_inside_block(run: SimpleNamespace) -> bool:
+def _saves_inside_block(run: SimpleNamespace) -> bool:
     """Whether a checkpoint falls between steps that share their rollouts; the one at the end of a run does not."""
     if not run.generates or run.save_strategy != "steps":
         return False
@@ -77,7 +81,7 @@ def saves_inside_block(run: SimpleNamespace) -> bool:
     return block > 1 and every % block != 0 and not 0 < run.max_steps <= every
 
 
-def save_at(run: SimpleNamespace) -> str:
+def _save_at(run: SimpleNamespace) -> str:
     block, every = steps_per_rollouts(run), _save_every(run)
     return (
         f"a checkpoint every {every:g} steps, but {block} optimizer steps share their rollouts; saved between them, "
@@ -97,20 +101,19 @@ GROUPING: tuple[Rule, ...] = (
         "written beside steps_per_generation; each follows from the other; remove one of them",
     ),
     Rule(
-        ("generation_batch_size", "per_device_train_batch_size"),
+        ("generation_batch_size",),
+        lambda run: run.generation_batch_size and run.generation_batch_size % _whole(run),
         lambda run: (
-            run.generation_batch_size and run.generation_batch_size % (run.per_device_train_batch_size * processes())
+            f"{run.generation_batch_size} completions, for micro-batches of {run.per_device_train_batch_size} on each "
+            f"of {processes()} processes, in groups of {run.num_generations}; it must hold whole ones; write "
+            f"generation_batch_size: {math.ceil(run.generation_batch_size / _whole(run)) * _whole(run)}"
         ),
-        lambda run: (
-            f"{run.generation_batch_size} with {run.per_device_train_batch_size} rows on each of "
-            f"{processes()} processes; it is cut into whole batches; write generation_batch_size: "
-            f"{math.lcm(run.per_device_train_batch_size * processes(), run.num_generations)}"
-        ),
+        ("per_device_train_batch_size", "num_generations"),
     ),
     Rule(
         _BATCH,
-        lambda run: run.generates and generation_batch(run) % run.num_generations,
-        no_whole_groups,
+        lambda run: run.generates and not run.generation_batch_size and generation_batch(run) % run.num_generations,
+        _no_whole_groups,
         ("gradient_accumulation_steps", *ROLLS_OUT),
     ),
     Rule(
@@ -120,8 +123,8 @@ GROUPING: tuple[Rule, ...] = (
             and run.eval_strategy != "no"
             and (run.per_device_eval_batch_size * processes()) % (run.num_generations_eval or run.num_generations)
         ),
-        no_whole_eval_groups,
+        _no_whole_eval_groups,
         ROLLS_OUT,
     ),
-    Rule(_SAVE, saves_inside_block, save_at, ("gradient_accumulation_steps", "max_steps", *_BATCH, *ROLLS_OUT)),
+    Rule(_SAVE, _saves_inside_block, _save_at, ("gradient_accumulation_steps", "max_steps", *_BATCH, *ROLLS_OUT)),
 )

@@ -1,5 +1,6 @@
 """Types of recipe values, by the annotations of the dataclasses: strict, and told in plain words."""
 
+import math
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, Field
@@ -14,6 +15,8 @@ from fe_posttrain.recipe.loader import parse
 
 _BOOLEANS = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": False, "n": False, "0": False}
 _NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+_EXAMPLE_OF = {"prompts": {"tail_10": 1}, "demonstrations": {"barrier": 1}, "reward_funcs": ["digits"]}
+_EXAMPLE_OF |= {"learning_rate": 1e-5, "lora_target_modules": ["q_proj", "v_proj"]}
 _EXAMPLES = {bool: True, int: 1, float: 0.1, str: "name"}
 
 
@@ -42,12 +45,17 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def misfit(field: Field, hint: Any, value: Any) -> str | None:
-    """What is wrong with the type of `value`, as `what; why; what to write`; None where nothing is."""
+def misfit(field: Field, hint: Any, value: Any, choices: tuple = ()) -> str | None:
+    """What is wrong with the type of `value`, as `what; why; what to write`; None where nothing is.
+
+    What to write is one of `choices`, where there are any.
+    """
     if fits(value, hint):
         return None
     found = _inner_misfit(value, hint) or ("null" if value is None else f"{_shown(value)} is {_kind(value)}")
-    return f"{found}; {described(hint)} is wanted; write {field.name}: {_written(_example(field, hint, value))}"
+    return (
+        f"{found}; {described(hint)} is wanted; write {field.name}: {_written(_example(field, hint, value, choices))}"
+    )
 
 
 def described(hint: Any) -> str:
@@ -102,13 +110,15 @@ def _options(hint: Any) -> tuple:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _example(field: Field, hint: Any, value: Any) -> Any:
+def _example(field: Field, hint: Any, value: Any, choices: tuple) -> Any:
     """The nearest value that fits: what was meant, or the default, or any of that type."""
     default = field.default if field.default is not MISSING else None
     default = default.value if isinstance(default, Enum) else default
     for candidate in (*_meant(value), *([] if default in (None, "") else [default])):
-        if fits(candidate, hint):
+        if fits(candidate, hint) and (not choices or candidate in choices):
             return candidate
+    if field.name in _EXAMPLE_OF:
+        return _EXAMPLE_OF[field.name]
     for option in _options(plain(hint)):
         if get_origin(option) is list:
             return ["name"] if str in _options(get_args(option)[0]) else [1.0]
@@ -132,18 +142,21 @@ def _meant(value: Any) -> Iterator[Any]:
             read = value
         if not isinstance(read, str):
             yield read
-    elif isinstance(value, float) and value.is_integer():
-        yield int(value)
-    elif isinstance(value, int):
-        yield bool(value) if value in (0, 1) else str(value)
-    if isinstance(value, list) and len(value) == 1:
-        yield value[0]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        yield dict.fromkeys(value, 1)
-    if not isinstance(value, list | dict):
-        yield str(value).lower() if isinstance(value, bool) else str(value)
-        yield [value]
+    elif isinstance(value, bool):
+        yield from (("yes", "true") if value else ("no", "none", "false"))
+    elif isinstance(value, float) and math.isfinite(value):
+        yield round(value)
+    elif value in (0, 1):
+        yield bool(value)
+    elif isinstance(value, list):
+        if all(isinstance(item, str) for item in value):
+            yield dict.fromkeys(value, 1)
+        yield from value[:1]
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield str(value)
         yield {value: 1}
+    if value is not None:
+        yield [value]
 
 
 def _written(value: Any) -> str:

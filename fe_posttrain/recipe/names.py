@@ -99,6 +99,8 @@ def suggestion(key: str, known: Iterable[str]) -> str | None:
     name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", str(key)).lower()
     name = re.sub(r"[\s.-]+", "_", name).strip("_")
     known = set(known)
+    if (head := str(key).split(".")[0]) in known:  # `prompts.tail_10`
+        return head
     if name in known:
         return name
     if name in OTHER_NAMES:

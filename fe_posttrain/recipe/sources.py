@@ -56,9 +56,9 @@ def _data(name: str | None) -> str | None:
         return None
     path = Path(name).expanduser()
     suffix = path.suffix.lower()
-    if suffix in _TABLES or _looks_local(name):
-        if suffix in _TABLES and suffix not in READ:
-            return f"{name}; files of {suffix} are not read; write a {', '.join(READ[:-1])} or {READ[-1]} file"
+    if suffix in _TABLES or _looks_local(name) or path.is_file():
+        if (suffix in _TABLES or path.is_file()) and suffix not in READ:
+            return f"{name}; files of {suffix or 'no suffix'} are not read; write one of {', '.join(READ)}"
         if not path.exists():
             return f"{name}; there is no such file{_beside(name)}; write the path of one, or a name of the Hub"
         return None

@@ -37,11 +37,11 @@ class Range:
         return (above and below and math.isfinite(value)) or value in self.also
 
     def __str__(self) -> str:
-        words = f"a number above {self.low:g}" if self.open_low else f"{self.low:g} or more"
+        words = f"a number above {self.low}" if self.open_low else f"{self.low} or more"
         if self.high < math.inf:
-            words = f"a number from {self.low:g} to {self.high:g}"
-            words += f", without {self.low:g}" if self.open_low else ""
-            words += f", without {self.high:g}" if self.open_high else ""
+            words = f"a number from {self.low} to {self.high}"
+            words += f", without {self.low}" if self.open_low else ""
+            words += f", without {self.high}" if self.open_high else ""
         return words + "".join(f", or {value}" for value in self.also)
 
 

@@ -75,7 +75,7 @@ def test_an_override_heals_the_line_that_it_replaces(tmp_path):
         (["resume_from_checkpoint: x"], "write --resume"),
         (["generation_batch_size: 24"], "write generation_batch_size: 64"),
         (["save_steps: 2.5"], "save_steps: 2.5; above 1 it counts whole steps"),
-        (["dataset_name: rows.csv"], ".jsonl, .json or .parquet file"),
+        (["dataset_name: rows.csv"], "write one of .jsonl, .json, .parquet"),
         (["dataset_name: a/b/rows.parquet"], "there is no such file"),
         (["eval_dataset_name: gsm8", "eval_strategy: steps"], "did you mean gsm8k?"),
         (["model_name_or_path: tesbed"], "did you mean testbed?"),
@@ -86,7 +86,7 @@ def test_an_override_heals_the_line_that_it_replaces(tmp_path):
         (
             ["accelerator_config: {nonsense: 1}"],
             "argument 'nonsense'; FreeEnergyConfig refuses it",
-        ),  # nobody else knows
+        ),
     ],
 )
 def test_contradictions_say_what_to_write(lines, message, tmp_path):
