@@ -63,13 +63,13 @@ _RANGES: dict[Range, str] = {
     COUNT: "per_device_train_batch_size per_device_eval_batch_size per_device_demonstration_batch_size "
     "gradient_accumulation_steps eval_accumulation_steps steps_per_generation generation_batch_size num_iterations "
     "num_generations_eval max_completion_length max_length dataset_num_proc vllm_max_model_length "
-    "vllm_tensor_parallel_size ref_model_sync_steps max_tool_calling_iterations num_completions_to_print "
+    "vllm_tensor_parallel_size ref_model_sync_steps max_tool_calling_iterations "
     "save_total_limit torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb pad_to_multiple_of "
     "lora_r lora_alpha prompt_rows demonstration_rows probe_rows probe_steps",
     Range("a group is compared with itself", 2): "num_generations",
     Range("it counts optimizer steps; -1 leaves it to num_train_epochs", 1, also=(-1,)): "max_steps",
     Range("it counts tokens; 0 keeps all", 0, also=(-1,)): "top_k",
-    COUNT_FROM_0: "dataloader_num_workers",
+    COUNT_FROM_0: "dataloader_num_workers num_completions_to_print",
     STEPS: "save_steps logging_steps",
     Range("it counts optimizer steps, or below 1 is a share of the run", 0): "eval_steps eval_delay warmup_steps",
     POSITIVE: "num_train_epochs loss_divisor repetition_penalty delta sapo_temperature_neg sapo_temperature_pos "
