@@ -93,8 +93,9 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
         found.append(Problem(recipe.place(*keys), key, text))
     for line in config._problems():
         key, text = line.split(": ", 1)
-        if key not in run.faulty:
-            found.append(Problem(recipe.place(key, *_named(text)), key, text))
+        keys = [key, *_named(text)]
+        if not run.faulty.intersection(keys):
+            found.append(Problem(recipe.place(*keys), key, text))
     return found
 
 

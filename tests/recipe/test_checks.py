@@ -101,6 +101,15 @@ def test_demonstrations_may_come_with_the_rows_of_dataset_name(tmp_path):
     assert settings.dataset_name == "org/name" and args.demonstration_energy_weight == 0.5
 
 
+def test_a_weight_with_a_mistake_is_not_called_missing_as_well(tmp_path):
+    weights = ["reward_energy_weight: 0", "beta: 0", "demonstration_energy_weights: 1", "demonstrations: {basin: 1}"]
+    path = tmp_path / "r.yaml"
+    kept = [line for line in LINES if line.split(":")[0] not in ("reward_energy_weight", "beta", "reward_funcs")]
+    path.write_text("\n".join([*kept, *weights]))
+    (line,) = problems(path)
+    assert "did you mean demonstration_energy_weight?" in line
+
+
 def test_a_checkpoint_after_the_last_step_is_inside_no_block(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text("\n".join(line for line in LINES if not line.startswith("save_strategy")))
