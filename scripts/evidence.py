@@ -4,6 +4,7 @@
     optimum    our estimators, TRL's RLOOTrainer and GRPOTrainer on a world that can be enumerated: what is left
                of the gap F - F* after 400 steps of 128 samples, paired seeds           (about 9 CPU-minutes)
     mixture    recipes/mixture.yaml: exact p per family before and after                (about 2 CPU-minutes)
+    recipes    40 recipes with one mistake each through scripts/train.py: exit code, line, suggestion (5 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
 """
@@ -153,7 +154,45 @@ def mixture(seeds: int) -> dict:
     return {"what": "recipes/mixture.yaml", "runs": runs}
 
 
-STUDIES = {"optimum": optimum, "mixture": mixture}
+def recipes(seeds: int) -> dict:
+    """Every recipe of tests/recipe/spoiled.py launched for real; there is nothing random in it."""
+    import resource
+
+    sys.path.insert(0, str(ROOT / "tests" / "recipe"))
+    from spoiled import CASES
+
+    rows = []
+    for case in CASES:
+        path = case.write(Path(tempfile.mkdtemp()))
+        command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--config", str(path), *case.overrides]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        lines = [line for line in done.stderr.splitlines() if line.startswith(case.place(path))]
+        rows.append(
+            {
+                "name": case.name,
+                "exit_code": done.returncode,
+                "key_and_line": len(lines) == 1,
+                "suggestion": any(case.suggestion in line for line in lines),
+                "traceback": "Traceback" in done.stderr,
+                "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+                "says": (lines or [done.stderr[-300:]])[0].replace(str(path), path.name),
+            }
+        )
+        print(rows[-1]["cpu_seconds"], rows[-1]["says"], flush=True)
+    return {
+        "what": "40 recipes with one mistake each, launched",
+        "exit_code_2": sum(row["exit_code"] == 2 for row in rows),
+        "key_and_line": sum(row["key_and_line"] for row in rows),
+        "suggestion": sum(row["suggestion"] for row in rows),
+        "tracebacks": sum(row["traceback"] for row in rows),
+        "most_cpu_seconds": max(row["cpu_seconds"] for row in rows),
+        "cases": rows,
+    }
+
+
+STUDIES = {"optimum": optimum, "mixture": mixture, "recipes": recipes}
 
 
 def main() -> None:

@@ -5,15 +5,18 @@
     accelerate launch scripts/train.py --config recipes/rl.yaml --beta 0.1 --max_steps 40
     accelerate launch scripts/train.py --config recipes/rl.yaml --output_dir runs/mine --resume
 
-Every key of a recipe can be overridden as `--key value`, the value read as YAML; recipes/README.md explains them.
+Every key of a recipe can be overridden as `--key value`, the value read as YAML; recipes/README.md explains them and
+--schema lists all.
 
 Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a reward failed, a term of F or a gradient
 was not finite, or the final model could not be written, 128 + N stopped by signal N after a checkpoint.
 """
 
 import argparse
+import json
 import os
 import sys
+from contextlib import redirect_stdout
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is first imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -25,20 +28,27 @@ def main() -> int:
         prog="scripts/train.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # `--s 1` is a key of a recipe that nobody knows, not --schema
         usage="%(prog)s --config RECIPE.yaml [--dry-run] [--resume] [--key value ...]",
     )
-    parser.add_argument("--config", metavar="RECIPE.yaml", help="the recipe to run")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--config", metavar="RECIPE.yaml", help="the recipe to run")
+    action.add_argument("--schema", action="store_true", help="print the JSON schema of a recipe, for an editor")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
     parser.add_argument("--allow-changed-recipe", action="store_true", help="resume although the recipe differs")
     words, overrides = parser.parse_known_args()
-    if words.config is None:
-        parser.error("--config: missing; name a recipe")
 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+
+    if words.schema:
+        with redirect_stdout(sys.stderr):  # libraries that greet when imported
+            from fe_posttrain.recipe.schema import schema
+
+        print(json.dumps(schema(), indent=2, ensure_ascii=False))
+        return 0
 
     from fe_posttrain.recipe.launch import NotSaved, Options, Stopped, launch
     from fe_posttrain.recipe.reading import RecipeError

@@ -5,7 +5,6 @@ import signal
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import datasets
@@ -14,10 +13,11 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
+from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
-from fe_posttrain.recipe.reading import RecipeError, read_recipe, split
+from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact_callback import ExactCallback
@@ -147,13 +147,7 @@ def _as_not_saved(output_dir: str):
 
 def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:
     """The three dataclasses of a recipe, with what every run of ours fills in."""
-    run_values, config_values, model_values = split(
-        read_recipe(path, overrides), (RunSettings, FreeEnergyConfig, ModelConfig)
-    )
-    config_values.setdefault("output_dir", f"runs/{Path(path).stem}-{datetime.now():%Y%m%d-%H%M%S}")
-    with _as_recipe_error():
-        settings, model_config = RunSettings(**run_values), ModelConfig(**model_values)
-        args = FreeEnergyConfig(**config_values)
+    settings, args, model_config = resolve(path, overrides)
     args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
     args.disable_tqdm = True
     args.model_init_kwargs = {

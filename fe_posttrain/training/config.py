@@ -1,12 +1,12 @@
 """FreeEnergyConfig: TRL's GRPOConfig, the demonstration keys of SFTConfig, and ours, with their checks."""
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
+from fe_posttrain.training.limits import out_of_limits
 
 __all__ = [  # TRL's three: for recipes
     "FreeEnergyConfig",
@@ -15,8 +15,6 @@ __all__ = [  # TRL's three: for recipes
     "get_quantization_config",
     "what_changes_the_optimum",
 ]
-
-ESTIMATORS = ("sequence", "sequence_to_go", "trl")
 
 # GRPOConfig and SFTConfig give these different defaults. `None` stands for "that of the method that the run is".
 _SHARED = ("learning_rate", "shuffle_dataset", "remove_unused_columns")
@@ -146,38 +144,22 @@ class FreeEnergyConfig(GRPOConfig):
             self.num_generations, self.steps_per_generation = 2, 2
 
     def _problems(self) -> list[str]:
-        found = []
-        for name in ("reward_energy_weight", "demonstration_energy_weight", "beta", "beta_final"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                found.append(f"{name}: {value}; a weight of F is finite and not negative; write 0 or more")
-        weights = (
-            self.reward_energy_weight,
-            self.demonstration_energy_weight,
-            self.beta,
-            self.beta_final or 0,
-        )
-        if not any(weights):
+        found = [f"{key}: {text}" for key, text in out_of_limits(FreeEnergyConfig, vars(self))]
+        if not any((self.reward_energy_weight, self.demonstration_energy_weight, self.beta, self.beta_final)):
             found.append(
                 "reward_energy_weight: 0, like demonstration_energy_weight and beta; F would be constant; "
                 "write 1 for one of them"
             )
-        if self.estimator not in ESTIMATORS:
-            found.append(f"estimator: {self.estimator!r}; unknown; write one of {', '.join(ESTIMATORS)}")
-        elif self.loss_type not in (None, "dr_grpo") and self.estimator != "trl" and not self.is_sft:
+        if self.loss_type not in (None, "dr_grpo") and self.estimator.startswith("sequence") and not self.is_sft:
             found.append(
                 f"loss_type: {self.loss_type!r}; estimator {self.estimator} divides F by one constant (dr_grpo) "
                 "and by nothing else; leave it out, or write estimator: trl"
             )
-        if self.beta_schedule not in BETA_SCHEDULES:
-            found.append(f"beta_schedule: {self.beta_schedule!r}; unknown; write one of {', '.join(BETA_SCHEDULES)}")
-        elif (self.beta_schedule == "constant") != (self.beta_final is None):
+        if self.beta_schedule in BETA_SCHEDULES and (self.beta_schedule == "constant") != (self.beta_final is None):
             found.append(
                 f"beta_final: {self.beta_final} with beta_schedule {self.beta_schedule}; a schedule needs its last "
                 "value and a constant has none; write both or neither"
             )
-        if self.loss_divisor is not None and not self.loss_divisor > 0:
-            found.append(f"loss_divisor: {self.loss_divisor}; F is divided by it; write a positive number")
         if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
             found.append(
                 "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"

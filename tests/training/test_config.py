@@ -5,6 +5,7 @@ from trl import GRPOConfig, SFTConfig
 
 from fe_posttrain import FreeEnergyConfig
 from fe_posttrain.training.config import what_changes_the_optimum
+from fe_posttrain.training.limits import RANGES
 
 PURE = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
 
@@ -41,6 +42,33 @@ def test_one_problem_is_one_line(tmp_path, own, key):
     with pytest.raises(ValueError, match=rf"\n  - {key}: ") as error:
         config(tmp_path, **own)
     assert str(error.value).count("\n  - ") == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"temperature": 0.0}, "temperature: 0.0; logits are divided by it; write a number above 0"),
+        ({"top_p": 3.0}, "top_p: 3.0; it is a share of the probability; write a number from 0 to 1, without 0"),
+        ({"learning_rate": -1.0}, "learning_rate: -1.0; it cannot be negative; write 0 or more"),
+        ({"max_steps": 0}, "max_steps: 0; it counts optimizer steps; .* write 1 or more, or -1"),
+        ({"save_steps": -5}, "save_steps: -5; "),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm: inf; "),
+        ({"reward_fault_policy": "skip"}, "reward_fault_policy: 'skip'; unknown; write one of stop, mask"),
+        ({"optim": "adamw"}, "optim: 'adamw'; unknown; did you mean adamw_torch?"),
+        ({"reward_weights": [1.0, float("nan")]}, "reward_weights: nan; it is no finite number; write one"),
+    ],
+)
+def test_values_outside_their_limits_are_refused(tmp_path, own, message):
+    with pytest.raises(ValueError, match=rf"\n  - {message}") as error:
+        config(tmp_path, **own)
+    assert str(error.value).count("\n  - ") == 1
+
+
+def test_the_ends_of_a_range_belong_to_it_or_not():
+    assert all(value in RANGES["top_p"] for value in (1e-9, 1)) and not any(v in RANGES["top_p"] for v in (0, 1.1))
+    assert 0 in RANGES["lora_dropout"] and 1 not in RANGES["lora_dropout"]
+    assert [value for value in (-2, -1, 0, 1) if value in RANGES["max_steps"]] == [-1, 1]
+    assert float("nan") not in RANGES["beta"] and float("inf") not in RANGES["beta"]
 
 
 def test_defaults_are_those_of_the_trl_trainer_that_the_run_is(tmp_path):
