@@ -3,12 +3,12 @@
 
     accelerate launch scripts/train.py --config recipes/quickstart.yaml
     accelerate launch scripts/train.py --config recipes/rl.yaml --beta 0.1 --max_steps 40
+    accelerate launch scripts/train.py --config recipes/rl.yaml --output_dir runs/mine --resume
 
-Every key of a recipe can be overridden as `--key value`, the value read as YAML. Keys are those of
-FreeEnergyConfig (all of TRL's GRPOConfig, and ours), of TRL's ModelConfig, and of RunSettings
-(fe_posttrain/recipe/reading.py). recipes/README.md explains them.
+Every key of a recipe can be overridden as `--key value`, the value read as YAML; recipes/README.md explains them.
 
-Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a term of F or a gradient was not finite.
+Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a reward failed or a term of F or a gradient
+was not finite, 128 + N stopped by signal N after a checkpoint.
 """
 
 import argparse
@@ -22,27 +22,45 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="scripts/train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="scripts/train.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        usage="%(prog)s --config RECIPE.yaml [--dry-run] [--resume] [--key value ...]",
     )
-    parser.add_argument("--config", required=True, metavar="RECIPE.yaml", help="the recipe to run")
+    parser.add_argument("--config", metavar="RECIPE.yaml", help="the recipe to run")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, and stop")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output_dir")
+    parser.add_argument("--allow-changed-recipe", action="store_true", help="resume although the recipe differs")
     words, overrides = parser.parse_known_args()
+    if words.config is None:
+        parser.error("--config: missing; name a recipe")
 
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
 
-    from fe_posttrain.recipe.launch import launch
+    from fe_posttrain.recipe.launch import Options, Stopped, launch
     from fe_posttrain.recipe.reading import RecipeError
+    from fe_posttrain.training.reward_faults import RewardError
 
+    options = Options(words.resume, words.allow_changed_recipe, words.dry_run)
     try:
-        launch(words.config, overrides)
+        launch(words.config, overrides, options)
     except RecipeError as error:
-        print(f"The recipe cannot be run:\n{error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"The run was stopped:\n{error}", file=sys.stderr)
-        return 3
+        return _leave(f"The recipe cannot be run:\n{error}", 2)
+    except (FloatingPointError, RewardError) as error:
+        return _leave(f"The run was stopped:\n{error}", 3)
+    except Stopped as stopped:
+        return _leave(str(stopped), 128 + stopped.signal)
     return 0
+
+
+def _leave(message: str, code: int) -> int:
+    """Say why, once for all processes of a launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

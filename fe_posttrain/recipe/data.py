@@ -41,7 +41,9 @@ class Data:
     def example(self) -> str | list[dict]:
         """A prompt of the run, plain or conversational."""
         row = (self.prompts if self.prompts is not None else self.demonstrations)[0]
-        return row["prompt"] if "prompt" in row else row["messages"][:1] if "messages" in row else ""
+        if "prompt" in row or "messages" in row:
+            return row["prompt"] if "prompt" in row else row["messages"][:-1]
+        return next(value for value in row.values() if isinstance(value, str))[:50]
 
     @property
     def report(self) -> list[str]:

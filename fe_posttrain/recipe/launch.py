@@ -1,98 +1,121 @@
 """Build what a recipe says and run it: model, data, trainer, run folder, terminal."""
 
-import json
 import logging
+import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import datasets
-import torch
 import transformers
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
+from fe_posttrain.recipe.data import Data, load
+from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
+from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
 from fe_posttrain.recipe.reading import RecipeError, read_recipe, split
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
-from fe_posttrain.sequences import Decoding, sample
 from fe_posttrain.tasks import digits
-from fe_posttrain.tasks.exact import exact_probabilities
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
-from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config
-from fe_posttrain.training.demonstrations import PAIRED
+from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.rewards import find_reward
-from fe_posttrain.training.rollouts import KNOWN_P
-from fe_posttrain.training.run import MetricsCallback, RunFolder
+from fe_posttrain.training.run import MetricsCallback, StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view import terminal
+from fe_posttrain.view.wandb_run import WandbCallback
 
-SAMPLES_PER_FAMILY = 2
+
+@dataclass(frozen=True)
+class Options:
+    """What the door can be asked beside the recipe.
+
+    Args:
+        resume: continue from the newest complete checkpoint of `output_dir`.
+        allow_changed_recipe: also where the recipe differs from the checkpoint's.
+        dry_run: print the plan and stop.
+    """
+
+    resume: bool = False
+    allow_changed_recipe: bool = False
+    dry_run: bool = False
 
 
-def launch(path: str, overrides: list[str]) -> Path:
-    """Train what the recipe at `path` says and return the run folder.
+class Stopped(Exception):
+    """A signal ended the run early, after a checkpoint. `signal` is its number."""
+
+    def __init__(self, signal: int, message: str):
+        super().__init__(message)
+        self.signal = signal
+
+
+def launch(path: str, overrides: list[str], options: Options | None = None) -> Path | None:
+    """Train what the recipe at `path` says and return the run folder; None after a dry run.
 
     Raises:
         RecipeError: the recipe cannot be run; the message is for the person who wrote it.
+        Stopped: a signal ended the run early.
     """
-    settings, args, model_config, rewards = _resolve(path, overrides)
-    main = args.process_index == 0
-    console = Console(quiet=not main)
+    options = options or Options()
+    settings, args, model_config = _resolve(path, overrides)
+    console = Console(quiet=args.process_index != 0)
     _quiet()
-    folder = None
-    if main:
-        with _as_recipe_error():
-            folder = RunFolder(args.output_dir)
-        folder.describe({**vars(settings), **vars(model_config), **args.to_dict()}, {"digits": digits.VERSION})
-        console.print(f"[bold]{_equation(args)}[/bold]\nrun folder: {folder.path}", highlight=False)
-
     testbed = model_config.model_name_or_path == TESTBED
     model_path = str(reference_model()) if testbed else model_config.model_name_or_path
-    tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=args.trust_remote_code)
-    prompts, demos = _data(settings, args, model_path, tokenizer)
     with _as_recipe_error():
-        trainer = FreeEnergyTrainer(
-            model_path,
-            reward_funcs=rewards,
-            args=args,
-            train_dataset=prompts,
-            demo_dataset=demos,
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model_config),
+        tokenizer = AutoTokenizer.from_pretrained(
+            model_path, revision=model_config.model_revision, trust_remote_code=args.trust_remote_code
         )
-    trainer.remove_callback(PrinterCallback)
+        data = load(settings, args, tokenizer, model_path)
+        if options.dry_run:
+            _dry_run(console, settings, args, model_path, tokenizer, data)
+            return None
+        opened, recipe = _open(settings, args, model_config, data, options)
+        to_wandb = "wandb" in args.report_to
+        args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
+        trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
+    for line in [_equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
-    if exact:
-        trainer.add_callback(exact)
     trained = dict.fromkeys([*settings.prompts, *settings.demonstrations]) if exact else {}
     progress = terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in trained})
-    trainer.add_callback(progress)
-    if main:
-        trainer.add_callback(MetricsCallback(folder))
-
+    trainer.remove_callback(PrinterCallback)
+    board = None
+    if args.process_index == 0:
+        trainer.add_callback(MetricsCallback(opened.folder))
+        if to_wandb:
+            board = WandbCallback(opened.folder.path, recipe, lambda line: console.print(line, highlight=False))
+    for callback in filter(None, (exact, progress, board)):
+        trainer.add_callback(callback)
     started = time.time()
-    try:
-        trainer.train()
-    finally:
-        progress.close()
+    with ExitStack() as closing:
+        closing.callback(progress.close)
+        if board:
+            closing.push(board)
+        _train(trainer, path, opened, console)
     seconds = time.time() - started
-    trainer.save_model(str(Path(args.output_dir) / "model"))
-    if main:
-        summary = {"recipe": str(path), "steps": trainer.state.global_step, "train_seconds": round(seconds, 2)}
-        summary["families"] = exact.summary() if exact else {}
-        summary["exact"] = {"start": exact.history[0], "end": exact.history[-1]} if exact else {}
-        summary["free_energy"] = _first_and_last(folder.path / "metrics.jsonl")
-        samples = _samples(exact.prompts, model_path, trainer, tokenizer) if exact else []
-        folder.write_json("samples.json", samples)
-        folder.write_json("summary.json", summary)
+    rows = []
+    if args.process_index == 0:
+        rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact else []
+    model = save_final(trainer, data.example, _equation(args), merge=settings.merge_adapter)
+    if args.process_index == 0:
+        result = summary(str(path), trainer, opened.folder, seconds, exact)
+        opened.folder.write_json("samples.json", rows)
+        opened.folder.write_json("summary.json", result)
         console.print()
-        terminal.summarise(console, summary, samples)
-        console.print(f"{summary['steps']} steps in {seconds:.1f} s; everything is in {folder.path}", highlight=False)
+        terminal.summarise(console, result, rows)
+        console.print(
+            f"{result['steps']} steps in {seconds:.1f} s; everything is in {args.output_dir}\n"
+            f"the model is in {model}; its README.md shows how to load it",
+            highlight=False,
+            soft_wrap=True,
+        )
     trainer.end()
     return Path(args.output_dir)
 
@@ -102,12 +125,12 @@ def _as_recipe_error():
     """Errors of values, as their owner words them, without a traceback for the person who wrote the recipe."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise RecipeError(str(error)) from error
 
 
-def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig, list | None]:
-    """The three dataclasses of a recipe and its reward functions, checked against each other."""
+def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:
+    """The three dataclasses of a recipe, with what every run of ours fills in."""
     run_values, config_values, model_values = split(
         read_recipe(path, overrides), (RunSettings, FreeEnergyConfig, ModelConfig)
     )
@@ -115,18 +138,16 @@ def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyCo
     with _as_recipe_error():
         settings, model_config = RunSettings(**run_values), ModelConfig(**model_values)
         args = FreeEnergyConfig(**config_values)
-        rewards = [find_reward(name) for name in settings.reward_funcs] or None
-    if args.generates and not settings.prompts:
-        raise RecipeError("prompts: missing; a run with reward energy or beta rolls out prompts; write {tail_10: 1}")
     args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
     args.disable_tqdm = True
     args.model_init_kwargs = {
         "revision": model_config.model_revision,
         "attn_implementation": model_config.attn_implementation,
         "dtype": model_config.dtype,
+        "use_safetensors": True,
         **(args.model_init_kwargs or {}),
     }
-    return settings, args, model_config, rewards
+    return settings, args, model_config
 
 
 def _quiet() -> None:
@@ -135,6 +156,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     logging.getLogger("fe_posttrain").setLevel(logging.INFO)
+    logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)  # it prints every row without a reward
 
 
 def _equation(args: FreeEnergyConfig) -> str:
@@ -150,26 +172,77 @@ def _equation(args: FreeEnergyConfig) -> str:
     return "F(pi) = " + " + ".join(parts)
 
 
-def _data(settings: RunSettings, args: FreeEnergyConfig, model_path: str, tokenizer) -> tuple[Dataset | None, ...]:
-    """Rollout prompts and demonstrations of the testbed."""
-    prompts = demos = None
-    if args.generates:
-        prompts = digits.dataset(settings.prompts, settings.prompt_rows, args.seed)
-        model = AutoModelForCausalLM.from_pretrained(model_path).eval()
-        if settings.reward_funcs == ["digits"]:  # the verifier that p is exact for
-            prompts = prompts.add_column(KNOWN_P, exact_probabilities(model, tokenizer, prompts["prompt"]).tolist())
-        if settings.demonstrations_paired:
-            worked = [digits.demonstration(x, settings.demonstration_worked) for x in prompts["prompt"]]
-            prompts = prompts.add_column(PAIRED, worked)
-    if settings.demonstrations and not settings.demonstrations_paired:
-        demos = digits.dataset(
-            settings.demonstrations,
-            settings.demonstration_rows,
-            args.seed + 1,
-            demonstrations=True,
-            worked=settings.demonstration_worked,
+def _open(
+    settings: RunSettings, args: FreeEnergyConfig, model_config: ModelConfig, data: Data, options: Options
+) -> tuple[Opened, dict]:
+    """The run folder, described, and the resolved recipe; refuses to resume another recipe's run."""
+    tokens = {"eos_token": args.eos_token, "pad_token": args.pad_token}  # to_dict takes them for secrets
+    files = [*data.files, *_reward_files(settings), *([args.chat_template_path] if args.chat_template_path else [])]
+    recipe = resolved([vars(settings), vars(model_config), args.to_dict(), tokens], files, args.world_size)
+
+    def decide() -> Opened:
+        opened = open_run(args.output_dir, resume=options.resume)
+        clear_half_model(opened.folder.path)
+        if opened.checkpoint is not None:
+            allowed = options.allow_changed_recipe
+            opened.remarks.extend(require_same_recipe(opened.checkpoint, recipe, allowed=allowed))
+            opened.remarks.extend(versions_differ(opened.folder))
+        else:
+            opened.folder.describe(recipe, {"digits": digits.VERSION})
+        return opened
+
+    return decide_together(decide), recipe
+
+
+def _reward_files(settings: RunSettings) -> list[str]:
+    words = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in settings.reward_funcs]
+    return [file for file, colon, _ in (word.rpartition(":") for word in words) if file.endswith(".py")]
+
+
+def _trainer(
+    settings: RunSettings,
+    args: FreeEnergyConfig,
+    model_config: ModelConfig,
+    model_path: str,
+    tokenizer,
+    data: Data,
+) -> FreeEnergyTrainer:
+    rewards = [find_reward(entry) for entry in settings.reward_funcs]
+    if settings.reward_model_name_or_path:
+        rewards.append(settings.reward_model_name_or_path)
+    return FreeEnergyTrainer(
+        model_path,
+        reward_funcs=rewards or None,
+        args=args,
+        train_dataset=data.prompts,
+        demo_dataset=data.demonstrations,
+        eval_dataset=data.evaluation,
+        processing_class=tokenizer,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
+    )
+
+
+def _train(trainer: FreeEnergyTrainer, recipe: str, opened: Opened, console: Console) -> None:
+    """Train until the end, or until a signal.
+
+    Raises:
+        Stopped: after the checkpoint that a signal asked for.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, soft_wrap=True)
+
+    with StopSignals(say) as signals:
+        trainer.stop_requested = signals.requested
+        trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
+    if trainer.stopped_early:
+        state = trainer.state
+        raise Stopped(
+            signals.received or signal.SIGTERM,  # another process may have been the one that was asked
+            f"stopped after step {state.global_step} of {state.max_steps}; to continue: "
+            f"--config {recipe} --output_dir {trainer.args.output_dir} --resume",
         )
-    return prompts, demos
 
 
 def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_path: str) -> ExactCallback:
@@ -187,41 +260,13 @@ def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_pat
     )
 
 
-def _first_and_last(metrics: Path) -> dict[str, dict[str, float]]:
-    """Mean of each free-energy term over the first and the last tenth of the logged steps."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    rows = [row for row in rows if "free_energy/total" in row]
-    count = max(1, len(rows) // 10)
-    found = {}
-    for key in ("total", "reward", "demonstration", "kl", "gap"):
-        values = [row.get(f"free_energy/{key}") for row in rows]
-        if rows and None not in values:
-            found[key] = {"start": sum(values[:count]) / count, "end": sum(values[-count:]) / count}
-    return found
-
-
-def _samples(probes: dict, model_path: str, trainer, tokenizer) -> list[dict[str, Any]]:
-    """One completion of a few probe prompts by the reference and by the policy."""
-    asked = [(family, x) for family, prompts in probes.items() for x in prompts[:SAMPLES_PER_FAMILY]]
-    prompt_ids = tokenizer([x for _, x in asked])["input_ids"]
-    policy = trainer.accelerator.unwrap_model(trainer.model)
-    reference = AutoModelForCausalLM.from_pretrained(model_path).to(policy.device)
-    drawn = {}
-    with torch.random.fork_rng(devices=[]) if policy.device.type == "cpu" else nullcontext():
-        torch.manual_seed(0)
-        for end, model in (("before", reference), ("after", policy)):
-            ids, _ = sample(
-                model.eval(),
-                prompt_ids,
-                Decoding(trainer.args.max_completion_length),
-                eos_token_ids=[tokenizer.eos_token_id],
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            drawn[end] = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    rows = []
-    for i, (family, x) in enumerate(asked):
-        row = {"family": family, "prompt": x, "answer": digits.answers(x)[-1]}
-        for end in ("before", "after"):
-            row |= {end: drawn[end][i], f"{end}_correct": digits.verify(x, drawn[end][i])}
-        rows.append(row)
-    return rows
+def _dry_run(
+    console: Console,
+    settings: RunSettings,
+    args: FreeEnergyConfig,
+    model_path: str,
+    tokenizer,
+    data: Data,
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_path, **args.model_init_kwargs)
+    raise NotImplementedError

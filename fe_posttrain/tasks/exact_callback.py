@@ -49,8 +49,9 @@ class ExactCallback(TrainerCallback):
         self._reference: torch.nn.Module | None = None
 
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        """Measure the starting point."""
-        self._measure(state, model, terms=True)
+        """Measure the starting point; a resumed run has it already."""
+        if state.global_step == 0:
+            self._measure(state, model, terms=True)
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         """Measure at the declared steps."""
@@ -66,6 +67,14 @@ class ExactCallback(TrainerCallback):
         """What was computed since the last call, and forget it."""
         unlogged, self._unlogged = self._unlogged, {}
         return unlogged
+
+    def checkpoint_state(self) -> dict:
+        """What a resumed run needs: every measurement, and those not logged yet."""
+        return {"history": self.history, "unlogged": self._unlogged}
+
+    def load_checkpoint_state(self, kept: dict) -> None:
+        """Take back what `checkpoint_state` gave."""
+        self.history, self._unlogged = kept["history"], kept["unlogged"]
 
     def summary(self) -> dict[str, dict[str, float]]:
         """{family: {"start": p, "end": p}}, the first and the last measurement."""

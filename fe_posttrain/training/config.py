@@ -4,11 +4,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config
+from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
 
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
 
-__all__ = ["FreeEnergyConfig", "ModelConfig", "get_peft_config", "what_changes_the_optimum"]  # TRL's two: for recipes
+__all__ = [  # TRL's three: for recipes
+    "FreeEnergyConfig",
+    "ModelConfig",
+    "get_peft_config",
+    "get_quantization_config",
+    "what_changes_the_optimum",
+]
 
 ESTIMATORS = ("sequence", "sequence_to_go", "trl")
 
@@ -103,6 +109,10 @@ class FreeEnergyConfig(GRPOConfig):
     def uses_reference(self) -> bool:
         """Whether beta is positive at any step."""
         return self.beta > 0 or bool(self.beta_final)
+
+    def faults_to_look_for(self, rows: int) -> int:
+        """Faulty rewards among `rows` of one process from which the run stops, whatever the others hold."""
+        return 1 if self.reward_fault_policy == "stop" else int(self.reward_fault_limit * rows * self.world_size) + 1
 
     def beta_at(self, step: int, total_steps: int) -> float:
         """beta in force at optimizer step `step` (from 0) of `total_steps`."""

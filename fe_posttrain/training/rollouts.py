@@ -2,8 +2,10 @@
 
 import logging
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import nanstd, use_adapter
@@ -15,6 +17,7 @@ from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
 from fe_posttrain.training.as_sft import RunsAsSFT
 from fe_posttrain.training.finite import require_finite
+from fe_posttrain.training.reward_faults import Fault, RewardError, report
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ class ShapesRollouts(RunsAsSFT):
         self._generated_at = 0
         self._divisor = args.loss_divisor or args.max_completion_length
         self._gathered_rewards: Tensor | None = None
+        self._masked_rows: dict[str, int] = {}
         self._on_log_probs = None
         self._last_log_probs: Tensor | None = None
         self._checked_log_probs = False
@@ -74,9 +78,37 @@ class ShapesRollouts(RunsAsSFT):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        faults = [fault for function in self.reward_funcs for fault in getattr(function, "faults", [])]
+        rewards = self._without(faults, rewards, len(prompts))
         for name, column in zip(self.reward_func_names, rewards.unbind(1), strict=True):
             require_finite(f"reward {name}", column.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
         self._gathered_rewards = rewards
+        return rewards
+
+    def _without(self, faults: list[Fault], rewards: Tensor, rows: int) -> Tensor:
+        """Gathered rewards (N, functions) with NaN in the rows that any function failed on, by `reward_fault_policy`.
+
+        Raises:
+            RewardError: on every process, if a row failed and the policy is to stop, or too many did.
+        """
+        failed = torch.zeros(rows, device=self.accelerator.device)
+        failed[[fault.row for fault in faults]] = 1
+        failed = self.accelerator.gather(failed).bool()
+        if failed.any():
+            first = self.accelerator.process_index * rows
+            faults = gather_object([replace(fault, row=first + fault.row) for fault in faults])
+            message, share = report(faults, len(failed)), failed.float().mean().item()
+            if self.args.reward_fault_policy == "stop":
+                raise RewardError(f"{message}\nwrite reward_fault_policy: mask to leave such rows out")
+            if share > self.args.reward_fault_limit:
+                raise RewardError(f"{message}\nmore than reward_fault_limit: {self.args.reward_fault_limit:g} of them")
+            if not self._masked_rows and self.accelerator.is_main_process:
+                logger.warning("%s\nleft out of the loss and counted from now on (reward_fault_policy: mask)", message)
+            for fault in faults:
+                self._masked_rows[fault.function] = self._masked_rows.get(fault.function, 0) + 1
+            rewards = rewards.masked_fill(failed[:, None], torch.nan)
+        for name, count in self._masked_rows.items():  # totals since the start, like TRL's num_tokens
+            self._metrics["train" if self.model.training else "eval"][f"rewards/{name}/faults"] = [count]
         return rewards
 
     def _generate_and_score_completions(self, inputs):

@@ -14,13 +14,14 @@ from transformers import Trainer
 from fe_posttrain.training import demonstrations, reference, tokenizer
 from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
+from fe_posttrain.training.resuming import Resumes
+from fe_posttrain.training.reward_faults import guard, require_signature
 from fe_posttrain.training.rewards import no_reward
-from fe_posttrain.training.rollouts import ShapesRollouts
 
 logger = logging.getLogger(__name__)
 
 
-class FreeEnergyTrainer(ShapesRollouts):
+class FreeEnergyTrainer(Resumes):
     """Descend F(pi) = w_r E[-reward] + w_d E_demonstrations[-log pi] + beta KL(pi || reference).
 
     Takes what GRPOTrainer takes, by the same names, and `demo_dataset`: rows of `prompt` and `completion` (or
@@ -65,6 +66,10 @@ class FreeEnergyTrainer(ShapesRollouts):
         self._own_reward = reward_funcs is not None or environment_factory is not None
         if not self._own_reward and args.reward_energy_weight == 0:
             reward_funcs = no_reward
+        if reward_funcs is not None:
+            reward_funcs = guard(reward_funcs, args.reward_timeout, args.faults_to_look_for)
+            if train_dataset is not None and not args.is_sft:
+                require_signature(reward_funcs, train_dataset.column_names or [])
         processing_class = tokenizer.with_settings(processing_class, model, args)
         rows = demo_dataset if args.is_sft else train_dataset
         snapshot = reference.snapshot_is_ours(model, args, peft_config)
@@ -92,6 +97,7 @@ class FreeEnergyTrainer(ShapesRollouts):
         if snapshot:
             reference.attach_snapshot(self)
         self._set_up_rollouts()
+        self._set_up_resuming()
         self._demonstrations = None
         self._demonstration_queue: list = []
         if args.is_sft:

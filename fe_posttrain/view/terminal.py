@@ -49,7 +49,7 @@ class TerminalCallback(TrainerCallback):
                 TextColumn("{task.description}"),
             )
             self._progress = Progress(*columns, console=self.console)
-            self._task = self._progress.add_task("", total=state.max_steps)
+            self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step)
             self._progress.start()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
