@@ -16,7 +16,8 @@ from fe_posttrain.tasks.files import load_rows, local_files
 from fe_posttrain.tasks.rows import check_demonstrations, check_prompts, with_system_prompt
 from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstrations import PAIRED
-from fe_posttrain.training.fit import POLICIES, Fit, fit_demonstrations, fit_paired, fit_prompts
+from fe_posttrain.training.fit import POLICIES, Fit, fit_prompts
+from fe_posttrain.training.fit_demonstrations import fit_demonstrations, fit_paired
 from fe_posttrain.training.rollouts import KNOWN_P
 
 
