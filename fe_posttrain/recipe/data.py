@@ -19,6 +19,7 @@ from fe_posttrain.training.demonstrations import PAIRED
 from fe_posttrain.training.fit import POLICIES, Fit, fit_prompts
 from fe_posttrain.training.fit_demonstrations import fit_demonstrations, fit_paired
 from fe_posttrain.training.rollouts import KNOWN_P
+from fe_posttrain.training.tokenizer import with_settings
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Data:
     @property
     def report(self) -> list[str]:
         """One line for each kind of row that was dropped or truncated."""
-        return [f"{name}: {line}" for name, fit in self.fits.items() for line in fit.lines()]
+        lines = [(name, line) for name, fit in self.fits.items() for line in fit.lines()]
+        return [f"{name}: {line}" if name == "evaluation" else line for name, line in lines]
 
 
 def check_sources(settings: RunSettings, args: FreeEnergyConfig) -> None:
@@ -122,12 +124,13 @@ def _source_rules(settings: RunSettings, args: FreeEnergyConfig) -> Iterator[tup
 
 
 def load(settings: RunSettings, args: FreeEnergyConfig, tokenizer, model_path: str) -> Data:
-    """Read, check and fit every row of a run. `tokenizer` is the trainer's, its settings applied.
+    """Read, check and fit every row of a run. The tokenizer is given the settings of `args` (chat template, ...).
 
     Raises:
         ValueError: keys that contradict each other, rows that cannot be read, used, or fitted.
     """
     check_sources(settings, args)
+    tokenizer = with_settings(tokenizer, model_path, args)  # lengths are those that the trainer will see
     return _Loading(settings, args, tokenizer, model_path).data()
 
 
@@ -155,6 +158,12 @@ class _Loading:
             rows = self._ready_prompts("dataset_name", "prompts", rows)
         else:
             rows = self._ready_prompts("prompts", "prompts", _testbed_prompts(settings, self.args, *self._model))
+        needed = self.args.generation_batch_size // self.args.num_generations
+        if len(rows) < needed:
+            raise RecipeError(
+                f"{'dataset_name' if settings.dataset_name else 'prompt_rows'}: {len(rows)} prompts; one generation "
+                f"batch takes {needed}; write more rows, a smaller per_device_train_batch_size or more num_generations"
+            )
         if not self.args.demonstration_energy_weight:
             return rows
         paired, apart = PAIRED in rows.column_names, settings.demonstration_dataset_name or settings.demonstrations

@@ -178,7 +178,8 @@ def _open(
     """The run folder, described, and the resolved recipe; refuses to resume another recipe's run."""
     tokens = {"eos_token": args.eos_token, "pad_token": args.pad_token}  # to_dict takes them for secrets
     files = [*data.files, *_reward_files(settings), *([args.chat_template_path] if args.chat_template_path else [])]
-    recipe = resolved([vars(settings), vars(model_config), args.to_dict(), tokens], files, args.world_size)
+    parts = [vars(settings), vars(model_config), args.to_dict(), tokens]
+    recipe = resolved(parts, map(Path, files), args.world_size)
 
     def decide() -> Opened:
         opened = open_run(args.output_dir, resume=options.resume)

@@ -68,15 +68,34 @@ def fit_paired(
 ) -> tuple[Dataset, Fit]:
     """As `fit_demonstrations`, for `demonstration` beside `prompt`: where one is dropped, the prompt stays."""
     values = rows.select_columns(PAIRED)[:][PAIRED]
-    has_one = [i for i, completion in enumerate(values) if completion]
+    has_one = _having(values)
     if not has_one:
         raise ValueError("demonstration: empty in every row; give some rows a completion, or leave the column out")
-    alone = rows.select(has_one).select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
+    alone = _alone(rows, has_one)
     _, fit = fit_demonstrations(alone, tokenizer, args, context, policy, [i + 1 for i in has_one])
     if fit.dropped:
         gone = set(fit.dropped)
         rows = with_values(rows, PAIRED, [None if i in gone else v for i, v in enumerate(values, 1)])
     return rows, fit
+
+
+def tokenise_demonstrations(rows: Dataset, tokenizer, args: FreeEnergyConfig) -> list[tuple[list[int], list[bool]]]:
+    """Token ids of each demonstration as it is read, before packing, and which of them are trained. Rows with a
+    column `demonstration` are read as prompt and completion where they have one."""
+    if PAIRED in rows.column_names:
+        rows = _alone(rows, _having(rows[PAIRED]))
+    apart = copy.copy(args)
+    apart.packing = False
+    prepared = prepare(rows, tokenizer, apart, shuffle=False)
+    return [(row["input_ids"], [label != -100 for label in row["labels"]]) for row in prepared]
+
+
+def _having(values: Sequence) -> list[int]:
+    return [i for i, completion in enumerate(values) if completion]
+
+
+def _alone(rows: Dataset, positions: list[int]) -> Dataset:
+    return rows.select(positions).select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
 
 
 def _lengths(rows: Dataset, tokenizer, args: FreeEnergyConfig, cut: int | None) -> tuple[np.ndarray, np.ndarray]:
