@@ -10,14 +10,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.recipe.settings import RunSettings
+from fe_posttrain.recipe.sources import check_sources
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import exact_probabilities
 from fe_posttrain.tasks.files import load_rows, local_files
-from fe_posttrain.tasks.rows import check_demonstrations, check_prompts, with_system_prompt
+from fe_posttrain.tasks.rows import check_demonstrations, check_prompts, demonstration_columns, with_system_prompt
 from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstrations import PAIRED
-from fe_posttrain.training.fit import POLICIES, Fit, fit_prompts
-from fe_posttrain.training.fit_demonstrations import fit_demonstrations, fit_paired
+from fe_posttrain.training.fit import Fit, fit_prompts
+from fe_posttrain.training.fit_demonstrations import as_completions, fit_demonstrations, fit_paired
 from fe_posttrain.training.rollouts import KNOWN_P
 from fe_posttrain.training.tokenizer import with_settings
 
@@ -54,75 +55,6 @@ class Data:
         return [f"{name}: {line}" if name == "evaluation" else line for name, line in lines]
 
 
-def check_sources(settings: RunSettings, args: FreeEnergyConfig) -> None:
-    """Whether the keys about data make sense together; reads no data.
-
-    Raises:
-        RecipeError: every problem at once.
-    """
-    if problems := [message for wrong, message in _source_rules(settings, args) if wrong]:
-        raise RecipeError("\n".join(problems))
-
-
-def _source_rules(settings: RunSettings, args: FreeEnergyConfig) -> Iterator[tuple[bool, str]]:
-    own, families = bool(settings.dataset_name), bool(settings.prompts)
-    own_demos, family_demos = bool(settings.demonstration_dataset_name), bool(settings.demonstrations)
-    evaluates = bool(settings.dataset_test_split or settings.eval_dataset_name)
-    yield (
-        args.generates and not (own or families),
-        "prompts: missing; a run with reward energy or beta rolls out prompts; write dataset_name: FILE.jsonl, or "
-        "prompts: {tail_10: 1} for the testbed",
-    )
-    yield own and families, "dataset_name: beside prompts; a run has one source of prompts; leave one out"
-    yield (
-        own_demos and family_demos,
-        "demonstration_dataset_name: beside demonstrations; a run has one source of demonstrations; leave one out",
-    )
-    yield (
-        args.is_sft and not (own or own_demos or family_demos),
-        "demonstration_dataset_name: missing; without reward energy and beta the run is SFT; write FILE.jsonl, or "
-        "demonstrations: {barrier: 1} for the testbed",
-    )
-    yield (
-        args.is_sft and own and (own_demos or family_demos),
-        "dataset_name: beside other demonstrations; a pure SFT run reads demonstrations alone; leave one out",
-    )
-    yield (
-        bool(args.generates and (own_demos or family_demos or settings.demonstrations_paired))
-        and not args.demonstration_energy_weight,
-        "demonstration_energy_weight: 0 with demonstrations; they would never be read; write a positive weight or "
-        "leave the demonstrations out",
-    )
-    yield (
-        settings.demonstrations_paired and not families,
-        "demonstrations_paired: true without testbed prompts; one's own are paired by a column `demonstration` beside "
-        "`prompt`; leave it out",
-    )
-    yield (
-        bool(settings.system_prompt) and (families or family_demos),
-        "system_prompt: with rows of the testbed; its model knows no conversation; leave it out",
-    )
-    yield (
-        evaluates and args.eval_strategy == "no",
-        "eval_strategy: no; the evaluation rows would never be read; write steps or epoch",
-    )
-    yield (
-        not evaluates and args.eval_strategy != "no",
-        f"eval_strategy: {args.eval_strategy.value}; there are no rows to evaluate on; write dataset_test_split or "
-        "eval_dataset_name",
-    )
-    yield (
-        bool(settings.dataset_test_split) and not (own or settings.eval_dataset_name),
-        "dataset_test_split: without dataset_name; a split is one of a dataset; write eval_dataset_name",
-    )
-    for key in ("dataset", "demonstration_dataset"):
-        orphan = getattr(settings, f"{key}_config") and not getattr(settings, f"{key}_name")
-        yield bool(orphan), f"{key}_config: without {key}_name; it chooses among a dataset's; write {key}_name"
-    for key in ("overlong_prompts", "overlong_demonstrations"):
-        policy = getattr(settings, key)
-        yield policy not in POLICIES, f"{key}: {policy!r}; unknown; write one of {', '.join(POLICIES)}"
-
-
 def load(settings: RunSettings, args: FreeEnergyConfig, tokenizer, model_path: str) -> Data:
     """Read, check and fit every row of a run. The tokenizer is given the settings of `args` (chat template, ...).
 
@@ -157,7 +89,9 @@ class _Loading:
             rows = self._read("dataset_name", settings.dataset_config, settings.dataset_train_split)
             rows = self._ready_prompts("dataset_name", "prompts", rows)
         else:
-            rows = self._ready_prompts("prompts", "prompts", _testbed_prompts(settings, self.args, *self._model))
+            rows = self._ready_prompts(
+                "prompts", "prompts", _testbed_prompts(settings, self.args, self.model_path, self.tokenizer)
+            )
         needed = self.args.generation_batch_size // self.args.num_generations
         if len(rows) < needed:
             raise RecipeError(
@@ -179,7 +113,10 @@ class _Loading:
                 "`demonstration`"
             )
         if paired:
-            rows, self.fits["demonstrations"] = fit_paired(*self._to_fit(rows, settings.overlong_demonstrations))
+            gone = set(self.fits["prompts"].dropped)
+            numbers = [i for i in range(1, len(rows) + len(gone) + 1) if i not in gone]
+            to_fit = self._to_fit(rows, settings.overlong_demonstrations)
+            rows, self.fits["demonstrations"] = fit_paired(*to_fit, numbers)
         return rows
 
     def _demonstrations(self) -> Dataset | None:
@@ -224,13 +161,17 @@ class _Loading:
         return rows
 
     def _ready_demonstrations(self, key: str, what: str, rows: Dataset) -> Dataset:
+        policy = self.settings.overlong_demonstrations
         if PAIRED in rows.column_names and "completion" not in rows.column_names:
-            rows = rows.rename_column(PAIRED, "completion")
-            rows = rows.select([i for i, completion in enumerate(rows["completion"]) if completion])
+            with _naming(key):
+                check_prompts(rows)
+            rows, self.fits[what] = fit_paired(*self._to_fit(self._with_system(rows), policy))
+            return as_completions(rows)
         with _naming(key):
             check_demonstrations(rows, self.args.dataset_text_field)
-        rows = self._with_system(rows)
-        rows, self.fits[what] = fit_demonstrations(*self._to_fit(rows, self.settings.overlong_demonstrations))
+        # Without the others: SFTTrainer would read a `prompt` beside `messages`, or `input_ids`, in another way.
+        rows = rows.select_columns(demonstration_columns(rows, self.args.dataset_text_field))
+        rows, self.fits[what] = fit_demonstrations(*self._to_fit(self._with_system(rows), policy))
         return rows
 
     def _with_system(self, rows: Dataset) -> Dataset:
@@ -239,10 +180,6 @@ class _Loading:
 
     def _to_fit(self, rows: Dataset, policy: str) -> tuple:
         return rows, self.tokenizer, self.args, self.context, policy
-
-    @property
-    def _model(self) -> tuple:
-        return self.model_path, self.tokenizer
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from rich.text import Text
 from fe_posttrain.recipe.data import Data
 from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
-from fe_posttrain.training.demonstrations import PAIRED, prepare
+from fe_posttrain.training.demonstrations import prepare
 from fe_posttrain.training.fit import tokenise_prompts
-from fe_posttrain.training.fit_demonstrations import tokenise_demonstrations
+from fe_posttrain.training.fit_demonstrations import as_completions, tokenise_demonstrations
 from fe_posttrain.training.memory import count_steps, estimate_memory, not_counted
 
 EXAMPLES = 2
@@ -154,9 +154,7 @@ def _print_prompts(console: Console, args: FreeEnergyConfig, tokenizer, data: Da
 
 
 def _print_demonstrations(console: Console, args: FreeEnergyConfig, tokenizer, data: Data) -> None:
-    rows = data.prompts if data.demonstrations is None else data.demonstrations
-    if PAIRED in rows.column_names:
-        rows = rows.filter(bool, input_columns=PAIRED)
+    rows = as_completions(data.prompts) if data.demonstrations is None else data.demonstrations
     rows = rows.select(range(min(EXAMPLES, len(rows))))
     for i, (ids, trained) in enumerate(tokenise_demonstrations(rows, tokenizer, args), start=1):
         counts = f"{_count(len(ids), 'token', 's')}, {sum(trained)} trained: in {_OPEN} {_CLOSE}"

@@ -41,14 +41,26 @@ def check_demonstrations(rows: Dataset, text_field: str = "text") -> Kind:
         ValueError: as `check_prompts`, and for columns that make no demonstration.
     """
     _check_text_only(rows)
-    columns = rows.column_names
-    if "prompt" in columns and "completion" in columns:
+    columns = demonstration_columns(rows, text_field)
+    if "completion" in columns:
         kind = _check_column(rows, "prompt", ends_with=("user", "tool"))
         return _check_column(rows, "completion", ends_with=("assistant",), kind=kind)
     if "messages" in columns:
         return _check_column(rows, "messages", ends_with=("assistant",), kind="conversational")
-    if text_field in columns:
-        return _check_column(rows, text_field, kind="plain")
+    return _check_column(rows, text_field, kind="plain")
+
+
+def demonstration_columns(rows: Dataset, text_field: str = "text") -> list[str]:
+    """The columns that make demonstrations: `prompt` and `completion`, else `messages`, else `text_field`.
+
+    Raises:
+        ValueError: there are none.
+    """
+    columns = rows.column_names
+    beside = [name for name in ("tools", "chat_template_kwargs") if name in columns]
+    for wanted in (["prompt", "completion"], ["messages"], [text_field]):
+        if set(wanted) <= set(columns):
+            return wanted + beside
     raise ValueError(
         f"columns {', '.join(columns)}; a demonstration needs `prompt` and `completion`, or `messages`, or "
         f"`{text_field}`; rename them"
@@ -63,7 +75,7 @@ def with_system_prompt(rows: Dataset, text: str) -> Dataset:
     Raises:
         ValueError: rows that have a system message already, or rows of running text.
     """
-    column = "messages" if "messages" in rows.column_names else "prompt"
+    column = "prompt" if "prompt" in rows.column_names else "messages"
     if column not in rows.column_names:
         raise ValueError("system_prompt: rows of running text; they hold no conversation; leave it out")
     if _is_string(values := _arrow(rows, column)):

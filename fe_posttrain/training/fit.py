@@ -78,6 +78,8 @@ def fit_prompts(
             for start in range(0, len(prompts), _BATCH)
         ]
     )
+    if not lengths.all():
+        raise ValueError(f"prompt: row {lengths.argmin() + 1} is tokenised to nothing; leave it out")
     over = np.flatnonzero(lengths > limit) if limit is not None else np.array([], int)
     numbers = (over + 1).tolist()
     if not numbers:

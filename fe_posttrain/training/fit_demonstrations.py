@@ -38,7 +38,7 @@ def fit_demonstrations(
     limit = min((n for n in (args.max_length, context) if n is not None), default=None)
     lengths, trained = _lengths(rows, tokenizer, args, limit if policy == "truncate" and not splits else None)
     over = np.flatnonzero(lengths > limit) if limit is not None and not splits else np.array([], int)
-    if limit != args.max_length and (splits or (policy == "truncate" and len(over))):
+    if limit != args.max_length and _is_cut_beyond(context, lengths, args, policy):
         raise ValueError(
             f"max_length: {args.max_length}; demonstrations are cut there, and the model's context is {context}; "
             f"write {context} or less"
@@ -64,38 +64,49 @@ def fit_demonstrations(
 
 
 def fit_paired(
-    rows: Dataset, tokenizer, args: FreeEnergyConfig, context: int | None, policy: str
+    rows: Dataset,
+    tokenizer,
+    args: FreeEnergyConfig,
+    context: int | None,
+    policy: str,
+    numbers: Sequence[int] | None = None,
 ) -> tuple[Dataset, Fit]:
     """As `fit_demonstrations`, for `demonstration` beside `prompt`: where one is dropped, the prompt stays."""
+    numbers = range(1, len(rows) + 1) if numbers is None else numbers
     values = rows.select_columns(PAIRED)[:][PAIRED]
-    has_one = _having(values)
+    has_one = [i for i, completion in enumerate(values) if completion]
     if not has_one:
         raise ValueError("demonstration: empty in every row; give some rows a completion, or leave the column out")
-    alone = _alone(rows, has_one)
-    _, fit = fit_demonstrations(alone, tokenizer, args, context, policy, [i + 1 for i in has_one])
+    numbers_there = [numbers[i] for i in has_one]
+    _, fit = fit_demonstrations(as_completions(rows), tokenizer, args, context, policy, numbers_there)
     if fit.dropped:
         gone = set(fit.dropped)
-        rows = with_values(rows, PAIRED, [None if i in gone else v for i, v in enumerate(values, 1)])
+        rows = with_values(rows, PAIRED, [None if i in gone else v for i, v in zip(numbers, values, strict=True)])
     return rows, fit
 
 
+def as_completions(rows: Dataset) -> Dataset:
+    """Rows of `prompt` and `completion` from those with a `demonstration` beside `prompt`."""
+    has_one = [i for i, completion in enumerate(rows.select_columns(PAIRED)[:][PAIRED]) if completion]
+    return rows.select(has_one).select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
+
+
 def tokenise_demonstrations(rows: Dataset, tokenizer, args: FreeEnergyConfig) -> list[tuple[list[int], list[bool]]]:
-    """Token ids of each demonstration as it is read, before packing, and which of them are trained. Rows with a
-    column `demonstration` are read as prompt and completion where they have one."""
-    if PAIRED in rows.column_names:
-        rows = _alone(rows, _having(rows[PAIRED]))
+    """Token ids of each demonstration as it is read, before packing, and which of them are trained."""
     apart = copy.copy(args)
     apart.packing = False
     prepared = prepare(rows, tokenizer, apart, shuffle=False)
     return [(row["input_ids"], [label != -100 for label in row["labels"]]) for row in prepared]
 
 
-def _having(values: Sequence) -> list[int]:
-    return [i for i, completion in enumerate(values) if completion]
-
-
-def _alone(rows: Dataset, positions: list[int]) -> Dataset:
-    return rows.select(positions).select_columns(["prompt", PAIRED]).rename_column(PAIRED, "completion")
+def _is_cut_beyond(context: int | None, lengths: np.ndarray, args: FreeEnergyConfig, policy: str) -> bool:
+    """Whether TRL would cut at `max_length` rows that reach beyond the model's context."""
+    if context is None:
+        return False
+    beyond = bool((lengths > context).any())
+    if args.packing and args.packing_strategy == "wrapped":  # one row of max_length tokens, whatever it is made of
+        return True
+    return beyond and (policy == "truncate" or (args.packing and args.packing_strategy == "bfd_split"))
 
 
 def _lengths(rows: Dataset, tokenizer, args: FreeEnergyConfig, cut: int | None) -> tuple[np.ndarray, np.ndarray]:

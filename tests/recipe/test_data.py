@@ -7,9 +7,10 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from fe_posttrain.recipe.data import check_sources, load
+from fe_posttrain.recipe.data import load
 from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.recipe.settings import RunSettings
+from fe_posttrain.recipe.sources import check_sources
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.pretraining import reference_model
 from fe_posttrain.tasks.tokenizer import build_tokenizer
@@ -74,6 +75,39 @@ def test_pure_sft_reads_demonstrations_from_dataset_name_as_sft_users_expect(tmp
     assert data.demonstrations[0] == {"prompt": "R1", "completion": "1"}
 
 
+def test_columns_that_sft_would_misread_are_left_out(tmp_path, model_path):
+    messages = [{"role": "user", "content": "R1"}, {"role": "assistant", "content": "1"}]
+    rows = [{"prompt": "R1", "messages": messages, "input_ids": [5], "id": n} for n in range(2)]
+    settings = RunSettings(dataset_name=jsonl(tmp_path / "d.jsonl", rows))
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    data = load(settings, config(**SFT), tokenizer(template), model_path)
+    assert data.demonstrations.to_list() == [{"messages": messages}] * 2
+    assert data.fits["demonstrations"].tokens == [3, 3] and data.example == messages[:1]
+
+
+def test_rows_keep_their_numbers_when_others_are_dropped(tmp_path, model_path):
+    rows = [
+        {"prompt": "R" * n, "demonstration": answer} for n, answer in ((60, "1"), (2, None), (2, "1" * 70), (2, "1"))
+    ]
+    settings = RunSettings(dataset_name=jsonl(tmp_path / "p.jsonl", rows))
+    settings.overlong_prompts = settings.overlong_demonstrations = "drop"
+    data = load(settings, config(demonstration_energy_weight=1.0), tokenizer(), model_path)
+    assert data.report == [
+        "1 of 4 prompts dropped: longer than 52 tokens (row 1)",
+        "1 of 2 demonstrations dropped: longer than 64 tokens (row 3)",
+    ]
+    assert data.prompts["demonstration"][:] == [None, None, "1"]
+    data = load(settings, config(**SFT), tokenizer(), model_path)  # 60 + 1 + 1 tokens fit
+    assert data.report == ["1 of 3 demonstrations dropped: longer than 64 tokens (row 3)"]
+    assert len(data.demonstrations) == 2
+
+
+def test_fewer_prompts_than_a_generation_batch_are_an_error(tmp_path, model_path):
+    settings = RunSettings(dataset_name=jsonl(tmp_path / "p.jsonl", PROMPTS))
+    with pytest.raises(RecipeError, match="dataset_name: 2 prompts; one generation batch takes 3"):
+        load(settings, config(per_device_train_batch_size=6), tokenizer(), model_path)
+
+
 def test_evaluation_is_a_split_or_a_dataset_of_its_own(tmp_path, model_path):
     (tmp_path / "folder").mkdir()
     jsonl(tmp_path / "folder" / "train.jsonl", PROMPTS)
@@ -134,7 +168,8 @@ def test_the_testbed_gives_prompts_with_their_known_p_and_demonstrations(model_p
     data = load(settings, config(demonstration_energy_weight=1.0, seed=5), tokenizer(), model_path)
     assert data.prompts["prompt"][:] == digits.dataset({"tail_10": 1}, 8, 5)["prompt"][:]
     assert 0 < min(data.prompts["reference_p"]) < max(data.prompts["reference_p"]) < 0.6
-    assert data.demonstrations.to_list() == digits.dataset({"barrier": 1}, 6, 6, demonstrations=True).to_list()
+    drawn = digits.dataset({"barrier": 1}, 6, 6, demonstrations=True)
+    assert data.demonstrations.to_list() == drawn.select_columns(["prompt", "completion"]).to_list()
     settings.demonstrations_paired = True
     data = load(settings, config(demonstration_energy_weight=1.0, seed=5), tokenizer(), model_path)
     assert data.demonstrations is None

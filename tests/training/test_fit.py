@@ -166,10 +166,16 @@ def test_packing_that_splits_loses_nothing():
     args = sft(max_length=5, packing=True, packing_strategy="bfd_split")
     _, fit = fit_demonstrations(DEMOS, TOKENIZER, args, 5, "error")
     assert fit.tokens == [8, 6, 10] and fit.lines() == []
-    with pytest.raises(ValueError, match=r"max_length: 5; .*context is 4"):
-        fit_demonstrations(DEMOS, TOKENIZER, args, 4, "error")
     with pytest.raises(ValueError, match=r"3 of 3 demonstrations .* longer than 5"):
         fit_demonstrations(DEMOS, TOKENIZER, sft(max_length=5, packing=True), None, "error")
+
+
+@pytest.mark.parametrize(("strategy", "context"), [("bfd_split", 9), ("wrapped", 10)])
+def test_packing_that_reaches_beyond_the_context_is_an_error(strategy, context):
+    args = sft(max_length=12, packing=True, packing_strategy=strategy)
+    with pytest.raises(ValueError, match=f"max_length: 12; .*context is {context}; write {context} or less"):
+        fit_demonstrations(DEMOS, TOKENIZER, args, context, "drop")
+    assert fit_demonstrations(DEMOS, TOKENIZER, args, 12, "error")[1].tokens == [8, 6, 10]
 
 
 def test_conversations_and_messages_are_measured_by_their_template():
