@@ -96,6 +96,17 @@ RULES: tuple[Rule, ...] = (
         "written beside demonstrations; they come from one's own data or from the testbed; remove one of them",
     ),
     Rule(
+        ("dataset_name", "demonstration_dataset_name", "demonstrations"),
+        lambda run: not run.generates and run.dataset_name and (run.demonstration_dataset_name or run.demonstrations),
+        "written beside other demonstrations; a pure SFT run reads demonstrations alone; remove one of them",
+        ROLLS_OUT,
+    ),
+    Rule(
+        ("system_prompt", "prompts", "demonstrations"),
+        lambda run: run.system_prompt and (run.prompts or run.demonstrations),
+        "written with rows of the testbed, whose model knows no conversation; remove it",
+    ),
+    Rule(
         ("prompts",),
         lambda run: run.generates and not run.prompts and not run.dataset_name,
         "missing; a run with reward energy or beta rolls out prompts; write dataset_name: prompts.jsonl, or "

@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import transformers
 from accelerate.utils import broadcast_object_list
+from peft import get_peft_model
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
@@ -17,6 +18,7 @@ from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
+from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.tasks import digits
@@ -78,13 +80,13 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         )
         data = load(settings, args, tokenizer, model_path)
         if options.dry_run:
-            _dry_run(console, settings, args, model_path, tokenizer, data)
+            _dry_run(console, settings, args, model_config, model_path, tokenizer, data)
             return None
         opened, recipe = _open(settings, args, model_config, data, options)
         to_wandb = "wandb" in args.report_to
         args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
         trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
-    for line in [_equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
+    for line in [equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
         console.print(line, highlight=False, soft_wrap=True)
 
     trainer.checkpoint_notes = {"recipe": recipe}
@@ -108,7 +110,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     seconds = time.time() - started
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
-        model = save_final(trainer, data.example, _equation(args), merge=settings.merge_adapter)
+        model = save_final(trainer, data.example, equation(args), merge=settings.merge_adapter)
         if args.process_index == 0:
             result = summary(str(path), trainer, opened.folder, seconds, exact)
             opened.folder.write_json("samples.json", rows)
@@ -169,26 +171,14 @@ def _quiet() -> None:
     logging.getLogger("trl.trainer.grpo_trainer").setLevel(logging.ERROR)  # it prints every row without a reward
 
 
-def _equation(args: FreeEnergyConfig) -> str:
-    """F of this run, as it was asked for."""
-    parts = []
-    if args.reward_energy_weight:
-        parts.append(f"{args.reward_energy_weight:g} E[-reward]")
-    if args.demonstration_energy_weight:
-        parts.append(f"{args.demonstration_energy_weight:g} E_demonstrations[-log pi]")
-    if args.uses_reference:
-        beta = f"{args.beta:g}" if args.beta_final is None else f"({args.beta:g} -> {args.beta_final:g})"
-        parts.append(f"{beta} KL(pi || reference)")
-    return "F(pi) = " + " + ".join(parts)
-
-
 def _open(
     settings: RunSettings, args: FreeEnergyConfig, model_config: ModelConfig, data: Data, options: Options
 ) -> tuple[Opened, dict]:
     """The run folder, described, and the resolved recipe; refuses to resume another recipe's run."""
     tokens = {"eos_token": args.eos_token, "pad_token": args.pad_token}  # to_dict takes them for secrets
     files = [*data.files, *_reward_files(settings), *([args.chat_template_path] if args.chat_template_path else [])]
-    recipe = resolved([vars(settings), vars(model_config), args.to_dict(), tokens], files, args.world_size)
+    parts = [vars(settings), vars(model_config), args.to_dict(), tokens]
+    recipe = resolved(parts, map(Path, files), args.world_size)
 
     def decide() -> Opened:
         opened = open_run(args.output_dir, resume=options.resume)
@@ -274,9 +264,12 @@ def _dry_run(
     console: Console,
     settings: RunSettings,
     args: FreeEnergyConfig,
+    model_config: ModelConfig,
     model_path: str,
     tokenizer,
     data: Data,
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_path, **args.model_init_kwargs)
-    raise NotImplementedError
+    if (adapter := get_peft_config(model_config)) is not None:
+        model = get_peft_model(model, adapter)
+    print_plan(console, settings, args, model, tokenizer, data)
