@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 from fe_posttrain.recipe.settings import TESTBED
 from fe_posttrain.tasks.digits import FAMILIES
+from fe_posttrain.tasks.files import TASKS
 from fe_posttrain.training.rewards import find_reward
 
-TASKS = ("gsm8k",)  # that `dataset_name` may name, beside files and the Hub
 READ = (".jsonl", ".json", ".parquet")
 _DATA = ("dataset_name", "eval_dataset_name", "demonstration_dataset_name")
 _FILES = ("chat_template_path", "deepspeed", "fsdp_config", "accelerator_config")

@@ -138,7 +138,9 @@ class FreeEnergyConfig(GRPOConfig):
         super().__post_init__()
 
     def _satisfy_grouping(self) -> None:
-        """Pure SFT makes no groups; give GRPOConfig's divisibility check batch sizes that it accepts."""
+        """Pure SFT makes no groups; give GRPOConfig's divisibility checks numbers that they accept."""
+        if self.num_generations_eval is None and self.per_device_eval_batch_size % self.num_generations:
+            self.num_generations_eval = 1
         batch = self.per_device_train_batch_size * self.gradient_accumulation_steps
         if batch % self.num_generations and self.generation_batch_size is None:
             self.num_generations, self.steps_per_generation = 2, 2

@@ -214,7 +214,7 @@ def spoiled(prompts, completions, **columns):
 FAULTS = ("raises", "leaves", "nan", "infinity", "huge", "wrong type", "wrong length", "wrong container", "hangs")
 
 
-def rewards(count: int = 0) -> dict:
+def rewards() -> dict:
     """Nine kinds of reward faults under both policies: code, message, weights, and the count of masked rows."""
     from safetensors.torch import load_file
 
@@ -250,7 +250,7 @@ def rewards(count: int = 0) -> dict:
     }
 
 
-def surroundings(count: int = 0) -> dict:
+def surroundings() -> dict:
     """No room on the disk at a save, wandb without login, unreachable or dying, and one rank of two that fails."""
     where, found = Path(tempfile.mkdtemp()), {}
     plain = _run([*TRAIN, *_words("rl", where / "plain")])
