@@ -19,7 +19,7 @@ from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
 from fe_posttrain.recipe.plan import equation, print_plan
-from fe_posttrain.recipe.reading import RecipeError
+from fe_posttrain.recipe.reading import RecipeError, read_recipe
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact_callback import ExactCallback
@@ -70,6 +70,8 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     """
     options = options or Options()
     settings, args, model_config = _resolve(path, overrides)
+    if options.resume and "output_dir" not in read_recipe(path, overrides).values:
+        raise RecipeError("--resume: which run?; every run has a folder of its own; add --output_dir FOLDER")
     console = Console(quiet=args.process_index != 0)
     _quiet()
     testbed = model_config.model_name_or_path == TESTBED

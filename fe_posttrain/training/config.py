@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 import torch
-from trl import GRPOConfig, ModelConfig, SFTConfig, get_peft_config, get_quantization_config
+from peft import PeftConfig
+from trl import GRPOConfig, ModelConfig, SFTConfig, get_quantization_config
+from trl import get_peft_config as trl_peft_config
 
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
 from fe_posttrain.training.limits import out_of_limits
@@ -167,6 +169,18 @@ class FreeEnergyConfig(GRPOConfig):
                 "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
             )
         return found
+
+
+def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
+    """TRL's adapter of a recipe, with a list of one target module taken for its name.
+
+    TRL turns `[q_proj]` into the string `q_proj`, which peft reads as a regular expression that matches nothing.
+    """
+    config = trl_peft_config(model_config)
+    name = model_config.lora_target_modules
+    if config is not None and isinstance(name, str) and name != "all-linear" and re.fullmatch(r"[\w.]+", name):
+        config.target_modules = {name}
+    return config
 
 
 # Settings under which the run does not end at the written optimum, and what they do, in plain words.

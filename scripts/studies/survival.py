@@ -232,7 +232,7 @@ def rewards() -> dict:
             row["names_function_and_row"] = "spoiled: row " in done.stderr
             if policy == "mask":
                 logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-                row["masked_rows"] = logged[-1].get("rewards/spoiled/faults")
+                row["masked_rows"] = max(line.get("rewards/spoiled/faults", 0) for line in logged)
                 weights = load_file(folder / "model" / "model.safetensors")
                 row["weights_finite"] = all(bool(w.isfinite().all()) for w in weights.values())
             rows.append(row)
