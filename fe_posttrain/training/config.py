@@ -1,5 +1,6 @@
 """FreeEnergyConfig: TRL's GRPOConfig, the demonstration keys of SFTConfig, and ours, with their checks."""
 
+import re
 from dataclasses import dataclass, field
 
 import torch
