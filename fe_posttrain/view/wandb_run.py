@@ -6,10 +6,12 @@ reached, or no login, turns the run into an offline one in the run folder; `wand
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import wandb
+from requests.utils import get_netrc_auth
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import rewrite_logs
 
@@ -59,6 +61,8 @@ class WandbCallback(TrainerCallback):
             self._run.log({**rewrite_logs(logs), "train/global_step": state.global_step})
         except Exception as error:
             self._run = None
+            with suppress(Exception):  # or its dead service is called once more when Python ends
+                wandb.teardown()
             self.say(f"wandb: died at step {state.global_step}: {_first_line(error)}; training goes on without it")
 
     def __enter__(self) -> "WandbCallback":
@@ -76,10 +80,9 @@ class WandbCallback(TrainerCallback):
 
 
 def _logged_in() -> bool:
-    try:
-        return wandb.login(prompt=False)
-    except Exception:  # an unreadable netrc or settings file is no login
-        return False
+    """Whether there are credentials, without asking the server (`wandb.login` waits for it)."""
+    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    return named or get_netrc_auth(wandb.Settings().base_url) is not None
 
 
 def _first_line(error: Exception) -> str:
