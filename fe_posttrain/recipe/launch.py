@@ -12,7 +12,12 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from peft import get_peft_model
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PrinterCallback,
+)
 
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
@@ -21,7 +26,7 @@ from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, r
 from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
-from fe_posttrain.tasks import digits
+from fe_posttrain.tasks import digits, gsm8k
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
@@ -85,31 +90,15 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
             _dry_run(console, settings, args, model_config, model_path, tokenizer, data)
             return None
         opened, recipe = _open(settings, args, model_config, data, options)
-        to_wandb = "wandb" in args.report_to
         args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
         trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
+    if opened.checkpoint is None and args.process_index == 0:
+        opened.folder.describe(recipe, {"digits": digits.VERSION, "gsm8k": gsm8k.VERSION})
     for line in [equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
         console.print(line, highlight=False, soft_wrap=True)
-
     trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
-    trained = dict.fromkeys([*settings.prompts, *settings.demonstrations]) if exact else {}
-    progress = terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in trained})
-    trainer.remove_callback(PrinterCallback)
-    board = None
-    if args.process_index == 0:
-        trainer.add_callback(MetricsCallback(opened.folder))
-        if to_wandb:
-            board = WandbCallback(opened.folder.path, recipe, lambda line: console.print(line, highlight=False))
-    for callback in filter(None, (exact, progress, board)):
-        trainer.add_callback(callback)
-    started = time.time()
-    with ExitStack() as closing:
-        closing.callback(progress.close)
-        if board:
-            closing.push(board)
-        _train(trainer, path, opened, console)
-    seconds = time.time() - started
+    seconds = _train(trainer, path, opened, recipe, exact, console)
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
         model = save_final(trainer, data.example, equation(args), merge=settings.merge_adapter)
@@ -176,7 +165,7 @@ def _quiet() -> None:
 def _open(
     settings: RunSettings, args: FreeEnergyConfig, model_config: ModelConfig, data: Data, options: Options
 ) -> tuple[Opened, dict]:
-    """The run folder, described, and the resolved recipe; refuses to resume another recipe's run."""
+    """The run folder and the resolved recipe; refuses to resume another recipe's run."""
     tokens = {"eos_token": args.eos_token, "pad_token": args.pad_token}  # to_dict takes them for secrets
     files = [*data.files, *_reward_files(settings), *([args.chat_template_path] if args.chat_template_path else [])]
     parts = [vars(settings), vars(model_config), args.to_dict(), tokens]
@@ -189,8 +178,6 @@ def _open(
             allowed = options.allow_changed_recipe
             opened.remarks.extend(require_same_recipe(opened.checkpoint, recipe, allowed=allowed))
             opened.remarks.extend(versions_differ(opened.folder))
-        else:
-            opened.folder.describe(recipe, {"digits": digits.VERSION})
         return opened
 
     return decide_together(decide), recipe
@@ -210,8 +197,12 @@ def _trainer(
     data: Data,
 ) -> FreeEnergyTrainer:
     rewards = [find_reward(entry) for entry in settings.reward_funcs]
-    if settings.reward_model_name_or_path:
-        rewards.append(settings.reward_model_name_or_path)
+    if name := settings.reward_model_name_or_path:
+        rewards.append(
+            AutoModelForSequenceClassification.from_pretrained(
+                name, num_labels=1, use_safetensors=True, trust_remote_code=args.trust_remote_code
+            )
+        )
     return FreeEnergyTrainer(
         model_path,
         reward_funcs=rewards or None,
@@ -225,8 +216,15 @@ def _trainer(
     )
 
 
-def _train(trainer: FreeEnergyTrainer, recipe: str, opened: Opened, console: Console) -> None:
-    """Train until the end, or until a signal.
+def _train(
+    trainer: FreeEnergyTrainer,
+    path: str,
+    opened: Opened,
+    recipe: dict,
+    exact: ExactCallback | None,
+    console: Console,
+) -> float:
+    """Train until the end, or until a signal; returns the seconds that it took.
 
     Raises:
         Stopped: after the checkpoint that a signal asked for.
@@ -235,16 +233,30 @@ def _train(trainer: FreeEnergyTrainer, recipe: str, opened: Opened, console: Con
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    with StopSignals(say) as signals:
+    families = [*recipe["prompts"], *recipe["demonstrations"]] if exact else []
+    progress = terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in families})
+    trainer.remove_callback(PrinterCallback)
+    with ExitStack() as closing:
+        closing.callback(progress.close)
+        callbacks = [exact, progress]
+        if trainer.accelerator.is_main_process:
+            callbacks.append(MetricsCallback(opened.folder))
+            if "wandb" in recipe["report_to"]:
+                callbacks.append(closing.enter_context(WandbCallback(opened.folder.path, recipe, say)))
+        for callback in filter(None, callbacks):
+            trainer.add_callback(callback)
+        signals = closing.enter_context(StopSignals(say))
         trainer.stop_requested = signals.requested
+        started = time.time()
         trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
     if trainer.stopped_early:
         state = trainer.state
         raise Stopped(
             signals.received or signal.SIGTERM,  # another process may have been the one that was asked
             f"stopped after step {state.global_step} of {state.max_steps}; to continue: "
-            f"--config {recipe} --output_dir {trainer.args.output_dir} --resume",
+            f"--config {path} --output_dir {trainer.args.output_dir} --resume",
         )
+    return time.time() - started
 
 
 def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_path: str) -> ExactCallback:

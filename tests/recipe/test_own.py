@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from fe_posttrain.recipe.launch import Options, launch
 from fe_posttrain.recipe.reading import RecipeError
@@ -115,6 +122,18 @@ def test_conversations_a_system_prompt_arguments_evaluation_and_a_merged_adapter
     AutoModelForCausalLM.from_pretrained(folder / "model")
     recorded = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recorded["files"].keys() == {f"{mine}/chat.jsonl", f"{mine}/rewards.py"}
+
+
+def test_a_reward_model_judges_beside_a_function(mine):
+    config = AutoModelForCausalLM.from_pretrained(mine / "model").config
+    config.num_labels = 1
+    LlamaForSequenceClassification(config).save_pretrained(mine / "judge")
+    AutoTokenizer.from_pretrained(mine / "model").save_pretrained(mine / "judge")
+    judged = ["--reward_model_name_or_path", f"{mine}/judge", "--reward_weights", "[1.0, 0.1]"]
+    folder = launch(copied(mine, **three_keys(mine)), [*QUICK, *judged, "--output_dir", str(mine / "run")])
+    first = json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])
+    mean = first["rewards/shorter/mean"] + 0.1 * first["rewards/judge/mean"]
+    assert first["free_energy/reward"] == pytest.approx(-mean, abs=1e-5) and first["rewards/judge/std"] > 0
 
 
 def test_a_dry_run_shows_what_the_model_will_see_and_writes_nothing(mine, capsys):
