@@ -113,6 +113,11 @@ class FreeEnergyTrainer(Resumes):
     def _send_telemetry(self) -> None:
         """TRL reports every trainer that is built; we do not."""
 
+    def create_model_card(self, *args, **kwargs):
+        """TRL writes a card into the run folder at every checkpoint; it is wanted where it is pushed."""
+        if self.args.push_to_hub:
+            super().create_model_card(*args, **kwargs)
+
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self._demonstrations is not None:

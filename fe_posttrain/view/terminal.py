@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from transformers import TrainerCallback
 
 # (label, logged key): the order in which a person asks.
@@ -46,9 +46,9 @@ class TerminalCallback(TrainerCallback):
                 MofNCompleteColumn(),
                 BarColumn(bar_width=24),
                 TimeRemainingColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             )
-            self._progress = Progress(*columns, console=self.console)
+            self._progress = Progress(*columns, console=self.console, expand=True)
             self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step)
             self._progress.start()
 
