@@ -18,10 +18,10 @@ from fe_posttrain.training.config import ModelConfig
 RECIPES = Path(__file__).parents[2] / "recipes"
 NAMES = ("qwen3_0.6b_gsm8k", "qwen3_0.6b_gsm8k_lora", "qwen3_1.7b_gsm8k", "qwen3_1.7b_gsm8k_lora")
 
-# A quarter of the vocabulary are boxed numbers, so that a random model is right now and then.
+# A quarter of the vocabulary are boxed numbers from 0 to 3, so that a random model is right one time in five.
 WORDS = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "user", "assistant"]
 WORDS += ["what", "is", "and", "plus", "so", "the", "sum", "of", "we", "add", "it", "gives"]
-WORDS += [str(n) for n in range(10)] + [f"\\boxed{{{n}}}" for n in range(10)]
+WORDS += [str(n) for n in range(4)] + [f"\\boxed{{{n}{end}}}" for n in range(4) for end in ("", ".0")]
 # Qwen3's way: thinking is switched off by an empty block that opens the answer. Here leaving it on is an error.
 TURN = "<|im_start|> {{ message.role }} {{ message.content }} <|im_end|> "
 OPENING = (
@@ -33,7 +33,7 @@ TEMPLATE = f"{{% for message in messages %}}{TURN}{{% endfor %}}{{% if add_gener
 
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory) -> Path:
-    """A folder with a random Qwen3 of 23 thousand parameters and a tokenizer of 40 words."""
+    """A folder with a random Qwen3 of 17 thousand parameters and a tokenizer of 32 words."""
     folder = tmp_path_factory.mktemp("qwen3")
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer, words.decoder = pre_tokenizers.WhitespaceSplit(), decoders.Fuse()
@@ -66,8 +66,8 @@ def qwen(tmp_path_factory) -> Path:
 def rows(tmp_path_factory) -> Path:
     """A folder with splits in the form of the task: a conversational prompt, and the number that solves it."""
     folder = tmp_path_factory.mktemp("sums")
-    sums = [(a, b) for a in range(5) for b in range(5)]
-    for name, chosen in (("train", sums[:20]), ("test", sums[20:24])):
+    sums = [(a, b) for a in range(4) for b in range(4) if a + b < 4]
+    for name, chosen in (("train", sums[:8]), ("test", sums[8:])):
         lines = [
             json.dumps({"prompt": [{"role": "user", "content": f"what is {a} plus {b}"}], "solution": str(a + b)})
             for a, b in chosen
