@@ -1,146 +1,175 @@
 #!/usr/bin/env python3
-"""CPU time per optimizer step against TRL's trainers, on the same model, data and batch.
+"""Time per optimizer step and peak memory against TRL's trainers, on the same model, data and batch.
 
-    scripts/bench.py                          both comparisons, 7 alternating pairs each
-    scripts/bench.py --pairs 3 --only rl      a quicker look
+    scripts/bench.py                          GRPOTrainer, RLOOTrainer and SFTTrainer, about 4 minutes
+    scripts/bench.py --pairs 5 --only rloo    one of them, quicker
     scripts/bench.py --json result.json       and keep the record
 
-Arms alternate inside one process on one thread; each run starts from the testbed's reference, leaves out its first
-steps and is timed by process CPU time, so that other work on the machine hardly matters. Learning rates are tiny:
-both arms stay at the reference and decode alike. A ratio below 1 means less time than TRL.
+A ratio below 1 means less than TRL; the intervals are of the median ratio. Time is taken on the testbed's model,
+peak memory on a wider one, where weights, logits and activations outweigh what libraries load on the way.
 """
 
 import argparse
 import json
 import os
+import platform
 import statistics
+import subprocess
 import sys
-import tempfile
-import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-os.environ["CI"] = "1"  # TRL counts its trainers otherwise
-warnings.filterwarnings("ignore", category=FutureWarning)
+from rich.console import Console
+from rich.table import Table
 
-STEPS, WARM_UP = 60, 10
-COMMON = {
-    "use_cpu": True,
-    "bf16": False,
-    "max_steps": STEPS,
-    "report_to": "none",
-    "save_strategy": "no",
-    "gradient_checkpointing": False,
-    "disable_tqdm": True,
-    "logging_steps": 10,
-    "learning_rate": 1e-7,
-    "per_device_train_batch_size": 64,
-    "log_level": "error",
+COMPARISONS = {  # what it is, and its two arms (bench_arms.py)
+    "grpo": ("RL / GRPOTrainer", "ours_rl", "trl_grpo"),
+    "rloo": ("RL / RLOOTrainer", "ours_rl", "trl_rloo"),
+    "sft": ("SFT / SFTTrainer", "ours_sft", "trl_sft"),
 }
-ROLLOUTS = {"num_generations": 16, "max_completion_length": 12, "beta": 0.04}
+MEANING = {
+    "time_ms": "process CPU time (on a GPU: elapsed time) per optimizer step of the testbed's model, milliseconds: "
+    "generation, rewards, reference, forward, backward, optimizer and the Trainer's loop, without the first steps of "
+    "a run. One process and one thread; arms alternate, and a pair is one run of each arm in the same round.",
+    "added_peak_mib": "how far the peak after training lies above the peak before the trainer was built, MiB, of the "
+    "wider model: gradients, optimizer state, the reference, activations, logits, key-value cache, prepared data, "
+    "code loaded on the way. Every run has a process of its own, in which glibc hands freed tensors back at once; as "
+    "it is otherwise set, it keeps some, and runs of one arm differ by tens of MiB.",
+    "peak_mib": "the whole peak of that process, MiB: resident memory, or on a GPU torch's max_memory_allocated. "
+    "Beside the above it holds interpreter, libraries (the same imports for every arm), policy and data.",
+    "interval": "of the median of the paired ratios, from order statistics: independent pairs, no law assumed. Its "
+    "coverage, exact for a continuous law, is 1 - 2 P(Binomial(pairs, 1/2) < k) from the k-th smallest to the k-th "
+    "largest ratio: the narrowest one of at least .95, or the whole range where too few pairs reach that.",
+}
 
 
-def _timed(trainer) -> float:
-    """CPU-seconds per step of one training run, without its first steps."""
-    from transformers import PrinterCallback, TrainerCallback
+def median_interval(values: list[float], level: float = 0.95) -> tuple[float, float, float]:
+    """Confidence interval of a median from order statistics: low, high, and the probability that it covers.
 
-    class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step in (WARM_UP, STEPS):
-                setattr(self, f"at_{state.global_step}", time.process_time())
+    The k-th smallest and the k-th largest of n draws miss the median when fewer than k draws fall on one of its
+    sides; their number is Binomial(n, 1/2), so coverage is 1 - 2 P(Binomial(n, 1/2) <= k - 1): exact for a
+    continuous law, a lower bound for others. Takes the largest k with coverage >= `level`, or 1 where none has.
+    """
+    from scipy.stats import binom
 
-    clock = Clock()
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(clock)
-    trainer.train()
-    return (getattr(clock, f"at_{STEPS}") - getattr(clock, f"at_{WARM_UP}")) / (STEPS - WARM_UP)
+    ordered, n = sorted(values), len(values)
+    coverage = {k: 1 - 2 * float(binom.cdf(k - 1, n, 0.5)) for k in range(1, (n + 1) // 2 + 1)}
+    k = max((k for k in coverage if coverage[k] >= level), default=1)
+    return ordered[k - 1], ordered[n - k], coverage[k]
 
 
-def _comparisons(folder: Path) -> dict:
-    """Name -> (ours, theirs), each a function that runs one arm once."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-
-    from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-    from fe_posttrain.tasks import digits
-
-    prompts = digits.dataset(["tail_10", "basin"], 512, seed=0)
-    demos = digits.dataset(["barrier", "basin"], 2048, seed=0, demonstrations=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-
-    def arm(trainer_class, config_class, settings, **arguments):
-        def once() -> float:
-            args = config_class(output_dir=tempfile.mkdtemp(), **COMMON, **settings)
-            model = AutoModelForCausalLM.from_pretrained(folder)
-            return _timed(trainer_class(model, args=args, processing_class=tokenizer, **arguments))
-
-        return once
-
-    rl = {"reward_funcs": [digits.correct], "train_dataset": prompts}
-    pure = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
+def compare(ours: list[float], theirs: list[float]) -> dict:
+    """Medians of both arms, and the median of their paired ratios with its interval."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, high, coverage = median_interval(ratios)
     return {
-        "rl": (
-            arm(FreeEnergyTrainer, FreeEnergyConfig, ROLLOUTS, **rl),
-            arm(GRPOTrainer, GRPOConfig, ROLLOUTS, **rl),
-        ),
-        "sft": (
-            arm(FreeEnergyTrainer, FreeEnergyConfig, pure, demo_dataset=demos),
-            arm(SFTTrainer, SFTConfig, {}, train_dataset=demos),
-        ),
-    }
-
-
-def compare(ours, theirs, pairs: int) -> dict:
-    """Alternate the arms and summarise the paired ratios."""
-    ours(), theirs()  # first runs pay for imports and caches
-    times = [(ours(), theirs()) if i % 2 else tuple(reversed((theirs(), ours()))) for i in range(pairs)]
-    ratios = sorted(a / b for a, b in times)
-    return {
+        "ours": statistics.median(ours),
+        "trl": statistics.median(theirs),
         "ratio": statistics.median(ratios),
-        "ratio_range": [ratios[0], ratios[-1]],
-        "ours_ms": 1e3 * statistics.median(a for a, _ in times),
-        "trl_ms": 1e3 * statistics.median(b for _, b in times),
-        "pairs": pairs,
+        "interval": [low, high],
+        "coverage": coverage,
+        "pairs": len(ratios),
     }
+
+
+def alternate(names: list[str], rounds: int, measure: Callable) -> dict[str, list]:
+    """Measure every arm once a round, in one order and then in the other."""
+    found: dict[str, list] = {name: [] for name in names}
+    for i in range(rounds):
+        for name in names if i % 2 else reversed(names):
+            found[name].append(measure(name))
+    return found
+
+
+def peak_in_own_process(name: str) -> dict[str, float]:
+    """What bench_arms.py reports of one arm."""
+    command = [sys.executable, str(Path(__file__).with_name("bench_arms.py")), name]
+    glibc = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # bytes; else both grow by use
+    done = subprocess.run(command, env={**os.environ, **glibc}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{name}: the run that measures its peak memory failed\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(keys: list[str], pairs: int, steps: int, console: Console) -> dict:
+    """The record of these comparisons."""
+    names = list(dict.fromkeys(name for key in keys for name in COMPARISONS[key][1:]))
+    of_sft = [name for name in names if name.endswith("sft")]
+    groups = [group for group in ([name for name in names if name not in of_sft], of_sft) if group]
+    load = {"before": os.getloadavg()}
+    # Memory first: this process must still be small when it starts the others (bench_arms.py says why).
+    peaks, times, memory_rounds = {}, {}, max(1, pairs // 2)
+    with console.status("") as status:
+        for group in groups:
+            status.update(f"peak memory of {', '.join(group)}")
+            peaks |= alternate(group, memory_rounds, peak_in_own_process)
+        status.update("loading libraries")
+        import bench_arms
+
+        from fe_posttrain.training.run import library_versions
+
+        rows = bench_arms.data()
+        timing = {"steps": steps, "warm_up": max(1, steps // 5)}
+        for group in groups:
+            status.update(f"time of {', '.join(group)}")
+            alternate(group, 1, lambda name: bench_arms.time_per_step(name, rows, steps=3, warm_up=1))  # caches
+            times |= alternate(group, pairs, lambda name: bench_arms.time_per_step(name, rows, **timing))
+    found = {}
+    for key in keys:
+        what, ours, theirs = COMPARISONS[key]
+        found[key] = {"what": what, "time_ms": compare(times[ours], times[theirs])}
+        for kind in ("added_peak_mib", "peak_mib"):
+            found[key][kind] = compare(*([peak[kind] for peak in peaks[name]] for name in (ours, theirs)))
+    return {
+        "comparisons": found,
+        "meaning": MEANING,
+        "settings": {
+            "device": "cuda" if bench_arms.GPU else "cpu",
+            "rollouts": bench_arms.ROLLOUTS,
+            "time": {"batch": bench_arms.TIME_BATCH, **timing},
+            "peak": {"batch": bench_arms.PEAK_BATCH, "steps": bench_arms.PEAK_STEPS, "model": bench_arms.WIDER},
+        },
+        "load": {**load, "after": os.getloadavg(), "cores": os.cpu_count()},
+        "versions": {"python": platform.python_version(), **library_versions()},
+    }
+
+
+def table(record: dict) -> Table:
+    """The record for a person."""
+    shown = Table("ours / TRL's", box=None, header_style="bold")
+    for title in ("ours", "TRL", "ratio", "interval", "covers", "pairs"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    units = {"time_ms": "ms a step", "added_peak_mib": "peak MiB, added", "peak_mib": "peak MiB, in all"}
+    for row in record["comparisons"].values():
+        shown.add_row(f"[bold]{row['what']}[/bold]")
+        for kind, unit in units.items():
+            found = row[kind]
+            arms = (f"{found['ours']:.1f}", f"{found['trl']:.1f}", f"[bold]{found['ratio']:.3f}[/bold]")
+            interval = "{:.3f} to {:.3f}".format(*found["interval"])
+            shown.add_row(f"  {unit}", *arms, interval, f"{found['coverage']:.1%}", str(found["pairs"]))
+    return shown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--only", choices=["rl", "sft"])
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--pairs", type=int, default=7, help="runs of each arm; half as many for memory (%(default)s)")
+    parser.add_argument("--steps", type=int, default=40, help="steps of a timed run, a fifth not counted (%(default)s)")
+    parser.add_argument("--only", choices=list(COMPARISONS), help="one comparison")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     words = parser.parse_args()
-
-    import datasets
-    import torch
-    from transformers.utils import logging
-
-    from fe_posttrain.tasks.pretraining import reference_model
-    from fe_posttrain.training.run import library_versions
-
-    torch.set_num_threads(1)
-    datasets.disable_progress_bars()
-    logging.disable_progress_bar()
-    names = {
-        "rl": "FreeEnergyTrainer / GRPOTrainer, beta > 0, batch 64, G 16",
-        "sft": "pure demonstrations / SFTTrainer, batch 64",
-    }
-    found = {"load": os.getloadavg(), "versions": library_versions()}
-    for key, (ours, theirs) in _comparisons(reference_model()).items():
-        if words.only in (None, key):
-            found[key] = row = compare(ours, theirs, words.pairs)
-            low, high = row["ratio_range"]
-            print(
-                f"{names[key]}: {row['ratio']:.3f} ({low:.3f} to {high:.3f}; "
-                f"{row['ours_ms']:.1f} against {row['trl_ms']:.1f} CPU-ms a step)",
-                flush=True,
-            )
+    if words.pairs < 1 or words.steps < 2:
+        parser.error("--pairs is at least 1 and --steps at least 2")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    console = Console()
+    record = measure([words.only] if words.only else list(COMPARISONS), words.pairs, words.steps, console)
+    console.print(table(record))
+    load = record["load"]
+    ends = f"{load['before'][0]:.1f} before, {load['after'][0]:.1f} after"
+    console.print(f"load of the machine {ends}, {load['cores']} cores", style="dim")
     if words.json:
-        words.json.write_text(json.dumps(found, indent=2) + "\n")
+        words.json.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
