@@ -49,9 +49,13 @@ def test_its_header_says_when_and_how_to_launch_and_whether_it_was_run(name):
 def test_the_one_for_the_cpu_starts_two_processes(tmp_path):
     script = tmp_path / "who.py"
     script.write_text(
+        "from pathlib import Path\n"
         "from accelerate import PartialState\n"
         "state = PartialState(cpu=True)  # as `use_cpu: true` has it\n"
-        "print(state.process_index, state.num_processes, state.backend)\n"
+        "found = f'{state.process_index} of {state.num_processes}, {state.backend}'\n"
+        "Path(__file__).with_name(f'found{state.process_index}').write_text(found)\n"
+        "state.wait_for_everyone()  # the first process holds what the other one connects through\n"
+        "state.destroy_process_group()\n"
     )
     command = [str(Path(sys.executable).parent / "accelerate"), "launch", "--main_process_port", "0"]
     done = subprocess.run(
@@ -62,4 +66,5 @@ def test_the_one_for_the_cpu_starts_two_processes(tmp_path):
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert sorted(done.stdout.split("\n")) == ["", "0 2 gloo", "1 2 gloo"]
+    found = [path.read_text() for path in sorted(tmp_path.glob("found*"))]
+    assert found == ["0 of 2, gloo", "1 of 2, gloo"]
