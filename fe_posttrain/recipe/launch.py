@@ -1,6 +1,7 @@
 """Build what a recipe says and run it: model, data, trainer, run folder, terminal."""
 
 import logging
+import os
 import signal
 import time
 from contextlib import ExitStack, contextmanager
@@ -80,7 +81,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     console = Console(quiet=args.process_index != 0)
     _quiet()
     testbed = model_config.model_name_or_path == TESTBED
-    model_path = str(reference_model()) if testbed else model_config.model_name_or_path
+    model_path = str(reference_model()) if testbed else os.path.expanduser(model_config.model_name_or_path)
     with _as_recipe_error():
         tokenizer = AutoTokenizer.from_pretrained(
             model_path, revision=model_config.model_revision, trust_remote_code=args.trust_remote_code

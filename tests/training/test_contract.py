@@ -4,6 +4,7 @@ moved: read what it does now before changing the expectation."""
 import inspect
 
 import pytest
+import torch
 from transformers import Trainer
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import sft_trainer, utils
@@ -21,6 +22,9 @@ SIGNATURES = {
     (_BaseTrainer, "_send_telemetry"): ["self"],
     (Trainer, "_clip_grad_norm"): ["self", "model"],
     (Trainer, "_prepare_inputs"): ["self", "inputs"],
+    (Trainer, "_save_checkpoint"): ["self", "model", "trial"],
+    (Trainer, "_get_output_dir"): ["self", "trial"],
+    (Trainer, "_load_best_model"): ["self"],
     (Trainer, "get_batch_samples"): ["self", "epoch_iterator", "num_batches", "device"],
     (SFTTrainer, "_prepare_dataset"): [
         "self",
@@ -70,6 +74,47 @@ def test_a_generation_batch_keeps_its_keys():
         assert f'"{key}": {key}' in source
     for key in ("old_per_token_logps", "sampling_per_token_logps", "ref_per_token_logps", "tool_mask"):
         assert f'output["{key}"]' in source
+
+
+def test_a_checkpoint_is_written_where_get_output_dir_says_and_its_state_last():
+    source = inspect.getsource(Trainer._save_checkpoint)
+    assert "run_dir = self._get_output_dir(trial=trial)" in source
+    assert "output_dir = os.path.join(run_dir, checkpoint_folder)" in source
+    best = source.index("self.state.best_global_step\n")  # set to None meanwhile: no barrier, no staged path kept
+    assert best < source.index("self.state.save_to_json(")
+
+
+def test_training_sets_its_accumulators_before_on_train_begin_and_saves_after_on_step_end():
+    source = inspect.getsource(Trainer._inner_training_loop)
+    begin = source.index("callback_handler.on_train_begin(")
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step"):
+        assert 0 < source.index(f"self.{name} =") < begin, name
+    assert "self._run_epoch(" in source
+    step = inspect.getsource(Trainer._run_epoch)
+    assert step.index("on_step_end(") < step.index("self._maybe_log_save_evaluate(")
+
+
+def test_grpo_counts_micro_steps_and_generates_at_multiples_of_a_block():
+    assert "self._step += 1" in inspect.getsource(GRPOTrainer.training_step)
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self.args.steps_per_generation * self.num_iterations" in source
+    assert "self._step % generate_every == 0 or self._buffered_inputs is None" in source
+    assert "self._total_train_tokens = 0" in inspect.getsource(GRPOTrainer.__init__)
+
+
+def test_the_repeat_sampler_draws_one_permutation_an_epoch_from_its_own_generator():
+    sampler = utils.RepeatSampler(range(6), 1, shuffle=True, seed=3)
+    assert {"generator", "seed", "shuffle", "num_samples"} <= set(vars(sampler))
+    first, second = list(sampler), list(sampler)
+    sampler.generator.manual_seed(3)
+    torch.randperm(6, generator=sampler.generator)
+    assert list(sampler) == second != first
+
+
+def test_a_faulty_reward_row_is_one_that_no_function_scored():
+    assert "torch.isnan(rewards_per_func).all(dim=1)" in inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert list(inspect.signature(utils.get_callable_name).parameters) == ["func"]
+    assert list(inspect.signature(utils.is_async_callable).parameters) == ["func"]
 
 
 def test_helpers_that_we_call():
