@@ -5,6 +5,7 @@ from importlib import import_module
 
 # name: where it is. TRL's signature: f(prompts, completions, **columns) -> one float per completion.
 REWARDS = {
+    "chain_sum": "fe_posttrain.tasks.chain_sum:correct",
     "digits": "fe_posttrain.tasks.digits:correct",
 }
 
