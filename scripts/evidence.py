@@ -4,6 +4,7 @@
     optimum        our estimators, TRL's RLOOTrainer and GRPOTrainer on a world that can be enumerated: what is left
                    of the gap F - F* after 400 steps of 128 samples, paired seeds         (about 9 CPU-minutes)
     mixture        recipes/mixture.yaml: exact p per family before and after              (about 2 CPU-minutes)
+    chain_sum      scripts/chain_sum.py and its recipe: before and after, 3 seeds         (about 6 CPU-minutes)
     recipes        40 recipes with one mistake each: exit code, line, suggestion          (about 5 CPU-minutes)
     kills          kill -9 in every phase of a step and of a save, then --resume          (about 8 CPU-minutes)
     damage         every file of a checkpoint missing, cut short, one bit flipped         (about 2 CPU-minutes)
@@ -27,7 +28,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 RESULTS = Path(__file__).resolve().parent / "evidence"
 STUDIES = {  # name: the module of studies/ that holds a function of this name
     "optimum": "optimum",
-    **dict.fromkeys(("mixture", "recipes"), "recipes"),
+    **dict.fromkeys(("mixture", "chain_sum", "recipes"), "recipes"),
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
 }
 

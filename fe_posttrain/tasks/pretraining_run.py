@@ -9,6 +9,7 @@ geometrically to q.
 import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +49,8 @@ def pretrain(seed: int, settings: PretrainSettings) -> torch.nn.Module:
     """A new model in evaluation mode, trained on the CPU; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the accelerator, too
-        model = _new_model(settings)
-        _fit(model, np.random.default_rng(seed), settings)
+        model, rng = new_model(settings, SYMBOLS), np.random.default_rng(seed)
+        fit(model, lambda step: _batch(rng, step, settings), settings, "the testbed reference, once")
     return model.eval()
 
 
@@ -58,25 +59,40 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _new_model(settings: PretrainSettings) -> torch.nn.Module:
+def new_model(settings: PretrainSettings, symbols: Sequence[str]) -> torch.nn.Module:
+    """A random Llama of the settings' size over `symbols`; the global random state draws its weights."""
     from transformers import LlamaConfig, LlamaForCausalLM  # slow to import; not needed when the cache has it
 
     config = LlamaConfig(
-        vocab_size=len(SYMBOLS),
+        vocab_size=len(symbols),
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
         max_position_embeddings=64,
         tie_word_embeddings=True,
-        pad_token_id=_TOKEN_IDS[PAD],
-        bos_token_id=_TOKEN_IDS[BOS],
-        eos_token_id=_TOKEN_IDS[EOS],
+        pad_token_id=symbols.index(PAD),
+        bos_token_id=symbols.index(BOS),
+        eos_token_id=symbols.index(EOS),
     )
     return LlamaForCausalLM(config).float()  # whatever the caller's default dtype
 
 
-def _fit(model: torch.nn.Module, rng: np.random.Generator, settings: PretrainSettings) -> None:
+def fit(
+    model: torch.nn.Module,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    settings: PretrainSettings,
+    what: str,
+    stop: int | None = None,
+) -> None:
+    """Train `model` on `batch(step)` by weighted cross-entropy, telling progress and ETA.
+
+    Args:
+        batch: gives token ids (N, L), of which no position is masked, and the loss weights (N, C) of the last C.
+        settings: the optimisers and `steps` are read, nothing else.
+        what: is being pretrained, for the progress lines.
+        stop: end after so many steps, the learning rate still where the schedule of all `steps` has it by then.
+    """
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     optimizers = [
@@ -88,13 +104,13 @@ def _fit(model: torch.nn.Module, rng: np.random.Generator, settings: PretrainSet
         return min(1.0, (step + 1) / settings.warmup_steps) * (1 + math.cos(math.pi * step / settings.steps)) / 2
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
-    start, every = time.monotonic(), max(1, settings.steps // 6)
-    for step in range(settings.steps):
-        tokens, weights = _batch(rng, step, settings)
-        logits = model(tokens[:, :-1], use_cache=False, logits_to_keep=_COMPLETION_LENGTH).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.transpose(1, 2), tokens[:, -_COMPLETION_LENGTH:], reduction="none"
-        )
+    steps = settings.steps if stop is None else stop
+    start, every = time.monotonic(), max(1, steps // 6)
+    for step in range(steps):
+        tokens, weights = batch(step)
+        length = weights.shape[1]
+        logits = model(tokens[:, :-1], use_cache=False, logits_to_keep=length).logits
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens[:, -length:], reduction="none")
         loss = (losses * weights).sum() / weights.sum()
         loss.backward()
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
@@ -102,9 +118,9 @@ def _fit(model: torch.nn.Module, rng: np.random.Generator, settings: PretrainSet
             schedule.step()
             optimizer.zero_grad()
         if (step + 1) % every == 0:
-            left = (time.monotonic() - start) / (step + 1) * (settings.steps - step - 1)
-            done = f"step {step + 1}/{settings.steps}, loss {loss.item():.3f}, ETA {left:.0f} s"
-            say(f"pretraining the testbed reference, once: {done}")
+            left = (time.monotonic() - start) / (step + 1) * (steps - step - 1)
+            done = f"step {step + 1}/{steps}, loss {loss.item():.3f}, ETA {left:.0f} s"
+            say(f"pretraining {what}: {done}")
 
 
 def _batch(rng: np.random.Generator, step: int, settings: PretrainSettings) -> tuple[Tensor, Tensor]:

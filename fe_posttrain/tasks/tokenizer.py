@@ -1,5 +1,6 @@
 """The testbed's tokenizer: 26 symbols, one character a token, built in code."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fe_posttrain.tasks.digits import DIGITS, LETTERS, SEPARATOR
@@ -11,7 +12,7 @@ PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 SYMBOLS = (PAD, BOS, EOS, UNKNOWN, SEPARATOR, *DIGITS, *LETTERS)
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
+def build_tokenizer(symbols: Sequence[str] = SYMBOLS) -> "PreTrainedTokenizerFast":
     """A word-level tokenizer over single characters, padding on the left.
 
     It adds no special token by itself, so that encode(prompt) + encode(completion) == encode(prompt +
@@ -21,7 +22,7 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers  # only where a model is loaded
     from transformers import PreTrainedTokenizerFast
 
-    backend = Tokenizer(models.WordLevel({s: i for i, s in enumerate(SYMBOLS)}, unk_token=UNKNOWN))
+    backend = Tokenizer(models.WordLevel({s: i for i, s in enumerate(symbols)}, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(

@@ -15,8 +15,8 @@ from typing import Any
 
 # name: where it is. TRL's signature: f(prompts, completions, **columns) -> one float per completion.
 REWARDS = {
-    "digits": "fe_posttrain.tasks.digits:correct",
     "chain_sum": "fe_posttrain.tasks.chain_sum:correct",
+    "digits": "fe_posttrain.tasks.digits:correct",
     "gsm8k": "fe_posttrain.tasks.gsm8k:correct",
 }
 FORMS = "a name, package.module:function, package.module.function, or path/to/file.py:function"

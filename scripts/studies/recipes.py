@@ -25,6 +25,47 @@ def mixture(seeds: int = 5) -> dict:
     return {"what": "recipes/mixture.yaml", "runs": runs}
 
 
+def chain_sum(seeds: int = 3) -> dict:
+    """scripts/chain_sum.py and recipes/chain_sum.yaml as a user runs them: reward of training, p on unseen prompts."""
+    scripts = [sys.executable, str(ROOT / "scripts")]
+    runs = []
+    for seed in range(seeds):
+        where = Path(tempfile.mkdtemp())
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        made = subprocess.run(
+            [scripts[0], f"{scripts[1]}/chain_sum.py", "--out", str(where / "task"), "--seed", str(seed)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        words = ["--model_name_or_path", f"{where}/task/reference", "--dataset_name", f"{where}/task/train.jsonl"]
+        evaluated = ["--eval_dataset_name", f"{where}/task/test.jsonl", "--eval_strategy", "steps", "--eval_on_start"]
+        evaluated += ["true", "--eval_steps", "200", "--per_device_eval_batch_size", "256"]
+        recipe = str(ROOT / "recipes" / "chain_sum.yaml")
+        subprocess.run(
+            [scripts[0], f"{scripts[1]}/train.py", "--config", recipe, "--output_dir", str(where / "run")]
+            + [*words, *evaluated, "--seed", str(seed)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        rows = [json.loads(line) for line in (where / "run" / "metrics.jsonl").read_text().splitlines()]
+        rewards = [row["reward"] for row in rows if "loss" in row]
+        unseen = [row["eval_reward"] for row in rows if "eval_reward" in row]
+        runs.append(
+            {
+                "seed": seed,
+                "reference_cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+                "reference_says": made.stdout.splitlines()[-4:],
+                "reward_first_5_steps": sum(rewards[:5]) / 5,
+                "reward_last_20_steps": sum(rewards[-20:]) / 20,
+                "unseen_prompts_before_and_after": [unseen[0], unseen[-1]],
+            }
+        )
+        print(json.dumps(runs[-1]), flush=True)
+    return {"what": chain_sum.__doc__, "runs": runs}
+
+
 def recipes() -> dict:
     """Every recipe of tests/recipe/spoiled.py launched for real."""
     sys.path.insert(0, str(ROOT / "tests" / "recipe"))
