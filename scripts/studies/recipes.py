@@ -44,8 +44,18 @@ def chain_sum(seeds: int = 3) -> dict:
         evaluated += ["true", "--eval_steps", "200", "--per_device_eval_batch_size", "256"]
         recipe = str(ROOT / "recipes" / "chain_sum.yaml")
         subprocess.run(
-            [scripts[0], f"{scripts[1]}/train.py", "--config", recipe, "--output_dir", str(where / "run")]
-            + [*words, *evaluated, "--seed", str(seed)],
+            [
+                scripts[0],
+                f"{scripts[1]}/train.py",
+                "--config",
+                recipe,
+                "--output_dir",
+                str(where / "run"),
+                *words,
+                *evaluated,
+                "--seed",
+                str(seed),
+            ],
             check=True,
             stdout=subprocess.DEVNULL,
         )
