@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Make an outside task ready for recipes/chain_sum.yaml: `chain_sum` of reasoning-gym, and a reference for it.
 
-    pip install 'fe_posttrain[tasks]'
+    pip install -e '.[tasks]'
     python scripts/chain_sum.py --out runs/chain_sum                # about 15 CPU-seconds
 
 writes FOLDER/train.jsonl and FOLDER/test.jsonl, which share no prompt, and FOLDER/reference: a two-layer Llama of

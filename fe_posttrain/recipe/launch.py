@@ -27,7 +27,7 @@ from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, r
 from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
-from fe_posttrain.tasks import digits, gsm8k
+from fe_posttrain.tasks import chain_sum, digits, gsm8k
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
@@ -37,6 +37,8 @@ from fe_posttrain.training.run import MetricsCallback, StopSignals, decide_toget
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view import terminal
 from fe_posttrain.view.wandb_run import WandbCallback
+
+TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
         trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
     if opened.checkpoint is None and args.process_index == 0:
-        opened.folder.describe(recipe, {"digits": digits.VERSION, "gsm8k": gsm8k.VERSION})
+        opened.folder.describe(recipe, {task.__name__.split(".")[-1]: task.VERSION for task in TASKS})
     for line in [equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}

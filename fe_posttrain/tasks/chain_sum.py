@@ -1,7 +1,7 @@
 """Sums and differences of two or three digits: `chain_sum` of the reasoning-gym package, its rows and its scorer.
 
 A prompt is the gym's expression without spaces, `7+4-9=`, and the answer is its value, `2`. Needs the package
-(`pip install 'fe_posttrain[tasks]'`) when rows are drawn or completions scored, not before. Numbers of two digits
+(`pip install -e '.[tasks]'`) when rows are drawn or completions scored, not before. Numbers of two digits
 stay out: a model small enough for a CPU learns too little of them in a minute.
 """
 
@@ -78,7 +78,7 @@ def _gym(seed: int) -> "ChainSumDataset":
     except ImportError as error:
         raise ImportError(
             "chain_sum: reasoning-gym is not installed; its rows and its scorer come from there; "
-            "write pip install 'fe_posttrain[tasks]'"
+            "write pip install -e '.[tasks]'"
         ) from error
     fewest, most = TERMS
     return ChainSumDataset(ChainSumConfig(min_terms=fewest, max_terms=most, min_digits=1, max_digits=1, seed=seed))

@@ -92,7 +92,7 @@ def _math_verify() -> tuple:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "reward_funcs: gsm8k; numbers are compared by math-verify, which is not installed; "
-            "pip install 'fe_posttrain[math]'"
+            "pip install -e '.[math]'"
         ) from error
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.ERROR)  # it warns that its time limits are off

@@ -2,13 +2,13 @@
 
 import difflib
 import functools
-import importlib.util
 import inspect
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ REWARDS = {
     "digits": "fe_posttrain.tasks.digits:correct",
     "gsm8k": "fe_posttrain.tasks.gsm8k:correct",
 }
+_NEEDS = {"chain_sum": ("reasoning_gym", "tasks"), "gsm8k": ("math_verify", "math")}  # name: package, our extra
 FORMS = "a name, package.module:function, package.module.function, or path/to/file.py:function"
 
 
@@ -60,6 +61,11 @@ def no_reward(prompts: list, **_) -> list[float]:
 
 
 def _look_up(word: str) -> Any:
+    package, extra = _NEEDS.get(word, (None, None))
+    if package and find_spec(package) is None:
+        raise ValueError(
+            f"reward_funcs: {word}: needs the package {package}, which is not installed; pip install -e '.[{extra}]'"
+        )
     path = REWARDS.get(word, word)
     where, colon, attribute = path.rpartition(":")
     if not colon:
@@ -89,8 +95,8 @@ def _module(word: str, where: str) -> ModuleType:
         if not path.is_file():
             raise ValueError(f"reward_funcs: {word!r}; there is no file {path}; write the path of a .py file")
         name = f"reward_file_{path.stem}"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec = spec_from_file_location(name, path)
+        module = sys.modules[name] = module_from_spec(spec)
         spec.loader.exec_module(module)
         return module
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ import pytest
 from fe_posttrain.recipe import combinations
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
+from fe_posttrain.training import rewards
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -112,7 +113,8 @@ def test_a_missing_recipe_is_named(path, what):
 def test_every_recipe_is_one_that_the_configuration_accepts(path, tmp_path, monkeypatch):
     values = read_recipe(path, []).values
     assert "output_dir" not in values  # every run gets a folder of its own
-    monkeypatch.setattr(combinations, "find_spec", lambda package: object())  # as if vllm were installed
+    for module in (combinations, rewards):
+        monkeypatch.setattr(module, "find_spec", lambda package: object())  # as if vllm and the like were installed
     here = ["--use_cpu", "true", "--output_dir", str(tmp_path)]  # bf16 needs a GPU, or this
     if path.stem == "chain_sum":  # what scripts/chain_sum.py makes
         here += ["--model_name_or_path", "testbed", "--dataset_name", str(ROOT / "recipes" / "own" / "prompts.jsonl")]

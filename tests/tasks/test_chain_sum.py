@@ -20,7 +20,7 @@ TINY = PretrainSettings(steps=3, batch_size=8, hidden_size=8, intermediate_size=
 
 @pytest.fixture(scope="module")
 def gym():
-    pytest.importorskip("reasoning_gym", reason="the outside task needs pip install 'fe_posttrain[tasks]'")
+    pytest.importorskip("reasoning_gym", reason="the outside task needs pip install -e '.[tasks]'")
 
 
 @pytest.fixture(scope="module")
