@@ -78,7 +78,7 @@ def test_more_rows_than_there_are_is_an_error_and_not_an_endless_search(gym, mon
 
 def test_without_the_package_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.arithmetic.chain_sum", None)
-    with pytest.raises(ImportError, match=r"pip install 'fe_posttrain\[tasks\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[tasks\]'"):
         chain_sum.correct(["1+1="], ["2"], answer=["2"])
 
 

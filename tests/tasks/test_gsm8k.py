@@ -127,5 +127,5 @@ def test_the_reward_reads_conversations_and_runs_in_a_thread():
 def test_without_math_verify_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     gsm8k._math_verify.cache_clear()
-    with pytest.raises(ModuleNotFoundError, match=r"fe_posttrain\[math\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"\.\[math\]"):
         gsm8k.correct(["\\boxed{1}"], ["1"])
