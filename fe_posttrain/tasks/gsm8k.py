@@ -91,8 +91,7 @@ def _math_verify() -> tuple:
         from math_verify import parse, verify
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "reward_funcs: gsm8k; numbers are compared by math-verify, which is not installed; "
-            "pip install -e '.[math]'"
+            "reward_funcs: gsm8k; numbers are compared by math-verify, which is not installed; pip install -e '.[math]'"
         ) from error
     for name in ("math_verify.parser", "math_verify.grader"):
         logging.getLogger(name).setLevel(logging.ERROR)  # it warns that its time limits are off

@@ -44,3 +44,14 @@ def test_pure_demonstrations_are_sft_trainer_on_two_processes(found):
 def test_a_process_without_a_demonstration_is_not_waited_for(found):
     assert len(found["paired"]) == 6
     assert min(found["paired"]) == 0.0 < max(found["paired"])
+
+
+def test_a_reward_that_fails_on_one_process_stops_both_with_the_same_words(found):
+    first, second = found["stop"]
+    assert first["error"] == second["error"]
+    assert "no reward for 2 of 16 rows" in first["error"]
+    assert "grade: row 10: gave nan" in first["error"] and "grade: row 11: gave nan" in first["error"]
+
+
+def test_masked_rows_of_another_process_are_counted(found):
+    assert found["mask"][0]["faults"] == [2, 4]

@@ -1,14 +1,17 @@
 """Run by torchrun in test_two_processes.py, and imported by it for the one-process side; writes what it saw."""
 
+import os
 import sys
 from pathlib import Path
 
 import small
 import torch
+from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.sequences import score
+from fe_posttrain.training.reward_faults import RewardError
 
 ROWS, GROUP, STEPS = 12, 4, 2  # on two processes, rows 4-7 of each step are one group on both
 
@@ -94,11 +97,37 @@ def paired_with_gaps(folder: Path) -> list[float]:
     return record.column("free_energy/demonstration")
 
 
+def faulty_on_rank_1(folder: Path, policy: str) -> dict:
+    """A reward that is NaN in two rows of rank 1 alone: what each process makes of it."""
+    rank = int(os.environ["RANK"])
+
+    def grade(completion_ids, **_):
+        rewards = small.length_reward(completion_ids)
+        return [float("nan") if rank == 1 and i in (2, 3) else reward for i, reward in enumerate(rewards)]
+
+    settings = {**small.ROLLOUTS, "max_steps": 2, "per_device_train_batch_size": 8, "beta": 0.1}
+    try:
+        record, _ = small.run(
+            FreeEnergyTrainer,
+            FreeEnergyConfig,
+            folder,
+            settings={**settings, "reward_fault_policy": policy, "reward_fault_limit": 0.2},
+            model=small.model(),
+            reward_funcs=[grade],
+            train_dataset=small.prompts(),
+        )
+    except RewardError as error:
+        return {"rank": rank, "error": str(error)}
+    return {"rank": rank, "faults": record.column("rewards/grade/faults") if rank == 0 else None}
+
+
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
     found["sft"] = sft_parity(where)
     found["paired"] = paired_with_gaps(where)
+    for policy in ("stop", "mask"):
+        found[policy] = gather_object([faulty_on_rank_1(where, policy)])
     if torch.distributed.get_rank() == 0:
         torch.save(found, where / "found.pt")
     torch.distributed.destroy_process_group()
