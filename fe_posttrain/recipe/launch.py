@@ -172,10 +172,10 @@ def _open(
     tokens = {"eos_token": args.eos_token, "pad_token": args.pad_token}  # to_dict takes them for secrets
     files = [*data.files, *_reward_files(settings), *([args.chat_template_path] if args.chat_template_path else [])]
     parts = [vars(settings), vars(model_config), args.to_dict(), tokens]
-    recipe = resolved(parts, map(Path, files), args.world_size)
+    recipe = resolved(parts, map(Path, files))
 
     def decide() -> Opened:
-        opened = open_run(args.output_dir, resume=options.resume)
+        opened = open_run(args.output_dir, resume=options.resume, processes=args.world_size)
         clear_half_model(opened.folder.path)
         if opened.checkpoint is not None:
             allowed = options.allow_changed_recipe

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fe_posttrain.recipe.reading import RecipeError
-from fe_posttrain.training.checkpoints import clear_staging, newest_complete, read_manifest
+from fe_posttrain.training.checkpoints import clear_staging, newest_complete, read_manifest, require_resumable
 from fe_posttrain.training.run import RunFolder, library_versions, plain
 
 # Keys that may differ when a run resumes: where it writes and how it talks, not what it computes.
@@ -32,11 +32,11 @@ class Opened:
     remarks: list[str]
 
 
-def open_run(output_dir: str, *, resume: bool) -> Opened:
+def open_run(output_dir: str, *, resume: bool, processes: int) -> Opened:
     """Make a fresh run folder, or find where a run in it stopped. Called on one process; the others are told.
 
     Raises:
-        ValueError: the folder is in use and the run is not to be resumed.
+        ValueError: the folder is in use and the run is not to be resumed, or its checkpoint cannot be continued.
     """
     folder = RunFolder(output_dir, resumed=resume)
     if not resume:
@@ -48,16 +48,12 @@ def open_run(output_dir: str, *, resume: bool) -> Opened:
         folder.cut_metrics(0)
         remarks.append(f"--resume: no complete checkpoint in {folder.path}; starting from the beginning")
         return Opened(folder, None, remarks)
-    if not read_manifest(found.folder)["resumable"]:
-        raise ValueError(
-            f"--resume: {found.folder} holds weights alone (save_only_model: true); a run cannot continue from it; "
-            "write its path as model_name_or_path and start a new run"
-        )
+    require_resumable(found.folder, processes)
     remarks.append(f"continuing from {found.folder}")
     return Opened(folder, found.folder, remarks)
 
 
-def resolved(parts: Iterable[dict[str, Any]], files: Iterable[Path], processes: int) -> dict[str, Any]:
+def resolved(parts: Iterable[dict[str, Any]], files: Iterable[Path]) -> dict[str, Any]:
     """Every setting of the run as plain values: what recipe.yaml shows and what checkpoints are compared by.
 
     Secrets are replaced by `<hidden>`; `files` (data, rewards, templates on this machine) appear with their hashes.
@@ -66,7 +62,6 @@ def resolved(parts: Iterable[dict[str, Any]], files: Iterable[Path], processes: 
     for part in parts:
         merged |= part
     merged = plain(hide_secrets(merged))
-    merged["processes"] = processes
     merged["files"] = {str(path): _hash(path) for path in sorted(set(files))}
     return merged
 

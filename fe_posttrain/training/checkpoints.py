@@ -96,6 +96,25 @@ def newest_complete(run_folder: str | Path) -> Found:
     return Found(None, damaged)
 
 
+def require_resumable(folder: Path, processes: int) -> None:
+    """A whole checkpoint can be continued from: it holds more than weights, and was saved by as many processes.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    manifest = read_manifest(folder)
+    if not manifest["resumable"]:
+        raise ValueError(
+            f"--resume: {folder} holds weights alone (save_only_model: true); a run cannot continue from it; "
+            "write its path as model_name_or_path and start a new run"
+        )
+    if manifest["processes"] != processes:
+        raise ValueError(
+            f"--resume: {folder} was saved by {manifest['processes']} processes and there are {processes}; rows and "
+            "random states belong to processes; launch as many"
+        )
+
+
 def checkpoints(run_folder: str | Path) -> list[Path]:
     """Checkpoint folders, oldest first, whole or not."""
     found = [path for path in Path(run_folder).glob(f"{PREFIX}*") if _step(path) is not None and path.is_dir()]

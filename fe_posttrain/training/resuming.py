@@ -61,16 +61,19 @@ class Resumes(ShapesRollouts):
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def _checked(self, asked: str | bool) -> str:
+        """The folder to resume from: whole, and more than weights."""
+        folder = asked
         if asked is True:
             found = checkpoints.newest_complete(self.args.output_dir)
             for line in found.damaged:
                 logger.warning("passed over a damaged checkpoint: %s", line)
             if found.folder is None:
                 raise ValueError(f"resume_from_checkpoint: no complete checkpoint in {self.args.output_dir}")
-            return str(found.folder)
-        if wrong := checkpoints.damage(Path(asked)):
+            folder = found.folder
+        elif wrong := checkpoints.damage(Path(asked)):
             raise ValueError(f"resume_from_checkpoint: {asked}: {wrong}; take another checkpoint")
-        return str(asked)
+        checkpoints.require_resumable(Path(folder), self.accelerator.num_processes)
+        return str(folder)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would add one
@@ -123,7 +126,11 @@ class Resumes(ShapesRollouts):
             if self.state.best_global_step == step:
                 self.state.best_model_checkpoint = str(run_folder / staged.name)
             self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
-            notes = {"resumable": not self.args.save_only_model, **self.checkpoint_notes}
+            notes = {
+                "resumable": not self.args.save_only_model,
+                "processes": self.accelerator.num_processes,
+                **self.checkpoint_notes,
+            }
             checkpoints.write_manifest(staged, step, notes)
             checkpoints.publish(staged, run_folder)
             staged.parent.rmdir()
