@@ -66,7 +66,8 @@ def kills(count: int = 20) -> dict:
         if kind == "sft" and phase == "generation":
             phase = "backward"
         last = 9 if phase in ("save", "manifest", "rename", "rotate") else 12 if phase == "metrics" else 36
-        call, delay = rng.randint(1, last), rng.choice([0, rng.uniform(0, 40)])
+        longest = {"save": 12, "manifest": 4, "rename": 0}.get(phase, 40)  # ms: a save takes some 15
+        call, delay = rng.randint(1, last), rng.choice([0, rng.uniform(0, longest)])
         folder = where / f"killed-{i}"
         died = _run([*KILLED, phase, str(call), f"{delay:.1f}", *_words(kind, folder)])
         left = sorted(path.name for path in folder.iterdir())
