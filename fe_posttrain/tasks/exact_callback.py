@@ -60,8 +60,9 @@ class ExactCallback(TrainerCallback):
             self._measure(state, model, terms)
 
     def on_train_end(self, args, state, control, model=None, **kwargs) -> None:
-        """Measure the end point."""
-        self._measure(state, model, terms=True)
+        """Measure the end point; a run that was asked to stop has none yet and is in a hurry."""
+        if state.global_step >= state.max_steps:
+            self._measure(state, model, terms=True)
 
     def metrics_to_log(self) -> dict[str, float]:
         """What was computed since the last call, and forget it."""
