@@ -311,7 +311,7 @@ def _disk_full(folder: Path, wanted: tuple) -> dict:
             "checkpoints_left": len(kept),
             "all_whole": all(wrong(folder / "run" / name) is None for name in kept),
             "metrics_complete": (folder / "run" / "metrics.jsonl").read_text().count("\n") == len(wanted[1]),
-            "last_words": done.stderr.strip().splitlines()[-1:],
+            "last_words": done.stderr.strip().splitlines()[-1].replace(str(folder), "..."),
         }
     finally:
         subprocess.run(["umount", str(folder)], check=False)
