@@ -58,6 +58,7 @@ class Resumes(ShapesRollouts):
         if resume_from_checkpoint:
             folder = decide_together(lambda: self._checked(resume_from_checkpoint))
             self._resuming_from = Path(folder)
+            self.args.eval_on_start = False  # the run has had its start
         return super().train(resume_from_checkpoint=folder, **kwargs)
 
     def _checked(self, asked: str | bool) -> str:

@@ -190,7 +190,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_is_taken(tmp_path, cap
 
 def test_the_best_model_is_loaded_from_its_published_place_also_after_a_resume(tmp_path):
     settings = {**SFT, "eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True, "max_steps": 12}
-    settings |= {"learning_rate": 1e-2, "save_total_limit": 1, "lr_scheduler_type": "constant"}
+    settings |= {"learning_rate": 1e-2, "save_total_limit": 1, "lr_scheduler_type": "constant", "eval_on_start": True}
     rows = small.demonstrations(16)
 
     def run(folder, resume=None, stop=None):
@@ -217,7 +217,10 @@ def test_the_best_model_is_loaded_from_its_published_place_also_after_a_resume(t
     assert whole.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-6)
     run(tmp_path / "broken", stop=9)
     shutil.move(tmp_path / "broken", tmp_path / "moved")
-    assert small.same_weights(run(tmp_path / "moved", resume=True).model, whole.model)
+    resumed = run(tmp_path / "moved", resume=True)
+    assert small.same_weights(resumed.model, whole.model)
+    steps = [[row["step"] for row in one.state.log_history if "eval_loss" in row] for one in (whole, resumed)]
+    assert steps == [[0, 4, 8, 12, 12], [0, 4, 8, 12]]  # the last of the first is this test's own
 
 
 def test_no_secret_and_no_pickled_arguments_are_written(tmp_path):
