@@ -66,7 +66,7 @@ def chain_sum(seeds: int = 3) -> dict:
             {
                 "seed": seed,
                 "reference_cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
-                "reference_says": made.stdout.splitlines()[-4:],
+                "reference_says": made.stdout.splitlines()[-4:-1],
                 "reward_first_5_steps": sum(rewards[:5]) / 5,
                 "reward_last_20_steps": sum(rewards[-20:]) / 20,
                 "unseen_prompts_before_and_after": [unseen[0], unseen[-1]],
