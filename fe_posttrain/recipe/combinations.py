@@ -69,6 +69,7 @@ def _fraction_above_one(key: str) -> Rule:
     )
 
 
+_KEYS_OF_THEIR_OWN = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "max_length"}
 _DEMONSTRATIONS = ("demonstrations", "demonstrations_paired", "demonstration_dataset_name", "dataset_name")
 _KEEP_BEST = ("load_best_model_at_end", "eval_strategy", "save_strategy")
 
@@ -184,7 +185,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         _KEEP_BEST,
-        lambda run: run.load_best_model_at_end and run.save_strategy not in ("best", run.eval_strategy),
+        lambda run: (
+            run.load_best_model_at_end
+            and (run.eval_strategy == "no" or run.save_strategy not in ("best", run.eval_strategy))
+        ),
         lambda run: (
             f"true with eval_strategy {run.eval_strategy} and save_strategy {run.save_strategy}; the best "
             f"checkpoint is known where both happen; write eval_strategy: {_both(run)} and save_strategy: {_both(run)}"
@@ -213,6 +217,21 @@ RULES: tuple[Rule, ...] = (
         lambda run: run.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy") and run.eval_strategy == "no",
         "it follows evaluations while eval_strategy is no; write eval_strategy: steps, or lr_scheduler_type: linear",
         ("eval_strategy",),
+    ),
+    Rule(
+        ("generation_kwargs",),
+        lambda run: _KEYS_OF_THEIR_OWN & set(run.generation_kwargs or {}),
+        lambda run: (
+            f"{sorted(_KEYS_OF_THEIR_OWN & set(run.generation_kwargs))[0]} has a key of its own, which would not know "
+            "of it; write that key"
+        ),
+    ),
+    Rule(
+        ("neftune_noise_alpha",),
+        lambda run: run.generates and run.neftune_noise_alpha,
+        "noise in the embeddings while the run rolls out; policy and reference would differ before the first step; "
+        "remove it",
+        ROLLS_OUT,
     ),
     *GROUPING,
     Rule(

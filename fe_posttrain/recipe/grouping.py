@@ -117,10 +117,10 @@ GROUPING: tuple[Rule, ...] = (
         ("gradient_accumulation_steps", *ROLLS_OUT),
     ),
     Rule(
-        ("per_device_eval_batch_size", "num_generations_eval", "num_generations", "eval_strategy"),
+        ("per_device_eval_batch_size", "num_generations_eval", "num_generations", "eval_strategy", "eval_on_start"),
         lambda run: (
             run.generates
-            and run.eval_strategy != "no"
+            and (run.eval_strategy != "no" or run.eval_on_start)
             and (run.per_device_eval_batch_size * processes()) % (run.num_generations_eval or run.num_generations)
         ),
         _no_whole_eval_groups,

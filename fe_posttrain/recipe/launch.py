@@ -32,6 +32,7 @@ from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
+from fe_posttrain.training.optimizer import check_optimizer
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import MetricsCallback, StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
@@ -85,16 +86,21 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     testbed = model_config.model_name_or_path == TESTBED
     model_path = str(reference_model()) if testbed else os.path.expanduser(model_config.model_name_or_path)
     with _as_recipe_error():
+        check_optimizer(args)
         tokenizer = AutoTokenizer.from_pretrained(
             model_path, revision=model_config.model_revision, trust_remote_code=args.trust_remote_code
         )
+        if tokenizer.eos_token_id is None and args.eos_token is None:
+            raise RecipeError("eos_token: the tokenizer has none; completions would not end; write eos_token: TOKEN")
         data = load(settings, args, tokenizer, model_path)
         if options.dry_run:
             _dry_run(console, settings, args, model_config, model_path, tokenizer, data)
             return None
         opened, recipe = _open(settings, args, model_config, data, options)
         args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
+        transformers.logging.set_verbosity_warning()  # weights that a model lacks would be random: that is told
         trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
+        transformers.logging.set_verbosity_error()
     if opened.checkpoint is None and args.process_index == 0:
         opened.folder.describe(recipe, {task.__name__.split(".")[-1]: task.VERSION for task in TASKS})
     for line in [equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
@@ -126,7 +132,7 @@ def _as_recipe_error():
     """Errors of values, as their owner words them, without a traceback for the person who wrote the recipe."""
     try:
         yield
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, ImportError, *WRITE_ERRORS) as error:  # the last: what reading weights raises
         raise RecipeError(str(error)) from error
 
 
@@ -146,6 +152,9 @@ def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyCo
     settings, args, model_config = resolve(path, overrides)
     args.output_dir = broadcast_object_list([args.output_dir])[0]  # one folder, whatever second a process started in
     args.disable_tqdm = True
+    for owner, key in ((args, "chat_template_path"), (settings, "reward_model_name_or_path")):
+        if (name := getattr(owner, key)) is not None:
+            setattr(owner, key, os.path.expanduser(name))
     args.model_init_kwargs = {
         "revision": model_config.model_revision,
         "attn_implementation": model_config.attn_implementation,
@@ -188,7 +197,8 @@ def _open(
 
 def _reward_files(settings: RunSettings) -> list[str]:
     words = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in settings.reward_funcs]
-    return [file for file, colon, _ in (word.rpartition(":") for word in words) if file.endswith(".py")]
+    files = [file for file, colon, _ in (word.rpartition(":") for word in words) if file.endswith(".py")]
+    return [os.path.expanduser(file) for file in files]
 
 
 def _trainer(
@@ -201,11 +211,19 @@ def _trainer(
 ) -> FreeEnergyTrainer:
     rewards = [find_reward(entry) for entry in settings.reward_funcs]
     if name := settings.reward_model_name_or_path:
-        rewards.append(
-            AutoModelForSequenceClassification.from_pretrained(
-                name, num_labels=1, use_safetensors=True, trust_remote_code=args.trust_remote_code
-            )
+        judge, info = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            num_labels=1,
+            use_safetensors=True,
+            trust_remote_code=args.trust_remote_code,
+            output_loading_info=True,
         )
+        if missing := sorted(info["missing_keys"]):
+            raise RecipeError(
+                f"reward_model_name_or_path: {name}: no weights for {', '.join(missing[:3])}; they would be random; "
+                "name a model that was trained to classify"
+            )
+        rewards.append(judge)
     return FreeEnergyTrainer(
         model_path,
         reward_funcs=rewards or None,

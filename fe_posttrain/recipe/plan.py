@@ -93,7 +93,9 @@ def _work_lines(
         yield "a step", f"{batch} {what}"
     yield "steps", f"{steps.total:,} = {steps.epochs:.2f} passes over {rows:,} {what}"
     if args.generates:
-        drawn, longest = steps.total * steps.rows // args.num_iterations, args.max_completion_length
+        block = args.generation_batch_size * args.num_iterations  # rows of the steps that share a generation
+        drawn = -(-steps.total * steps.rows // block) * args.generation_batch_size
+        longest = args.max_completion_length
         yield "sampled", f"{drawn:,} completions of at most {longest:,} tokens: at most {drawn * longest:,} tokens"
     if "demonstrations" not in data.fits:
         return

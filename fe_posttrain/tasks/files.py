@@ -5,13 +5,13 @@ files go through the json and parquet readers of `datasets`, and Hub datasets ha
 """
 
 import json
-import logging
 import re
-from contextlib import contextmanager
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
+import pyarrow
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
@@ -97,67 +97,90 @@ def _split_of(folder: Path, split: str) -> list[Path]:
 
 
 def _split_words(path: Path) -> set[str]:
-    """What the names of a file and its folders begin with: {data, train} of data/train-00000-of-00002.parquet."""
-    return {re.split(r"[-_.]", part, maxsplit=1)[0].lower() for part in path.parts}
+    """What the names of a file and its folders say: {data, train} of data/train-00000-of-00002.parquet, and the first
+    name of a split wherever it stands: {math, train} of math_train.jsonl."""
+    said: set[str] = set()
+    for part in path.parts:
+        words = re.split(r"[-_.]", part.lower())
+        said.add(words[0])
+        said |= set([word for word in words if word in _SPLIT_WORDS][:1])
+    return said
 
 
 def _read(files: list[Path]) -> Dataset:
     for path in files:
         if path.stat().st_size == 0:
             raise ValueError(f"{path}: empty; there is nothing to train on; write rows into it")
-        if READERS[path.suffix] == "json":
-            _check_utf8(path)
-    with _quiet_reader():
-        try:
-            return load_dataset(READERS[files[0].suffix], data_files=[str(path) for path in files], split="train")
-        except Exception as error:  # whatever the reader's complaint is, the person needs the file and the line
-            for path in files:
-                if READERS[path.suffix] == "json":
-                    _find_bad_line(path)
-            cause = str(error.__cause__ or error).splitlines()[0]
-            names = ", ".join(map(str, files[:5]))
-            raise ValueError(f"{names}: cannot be read; {cause}; write {_KINDS} with one row shape") from error
-
-
-@contextmanager
-def _quiet_reader():
-    """The json reader logs its own version of an error that we word with file and line."""
-    logger = logging.getLogger("datasets.packaged_modules.json.json")
-    before, logger.disabled = logger.disabled, True
+    if READERS[files[0].suffix] == "json":
+        return _as_columns(files, [(path, line, row) for path in files for line, row in _json_rows(path)])
     try:
-        yield
-    finally:
-        logger.disabled = before
+        return load_dataset("parquet", data_files=[str(path) for path in files], split="train")
+    except Exception as error:  # whatever the reader's complaint is, the person needs the file
+        cause = str(error.__cause__ or error).splitlines()[0]
+        names = ", ".join(map(str, files[:5]))
+        raise ValueError(f"{names}: cannot be read; {cause}; write {_KINDS} with one row shape") from error
 
 
-def _check_utf8(path: Path) -> None:
-    """The json reader takes other bytes in, and they fail where a row is read."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} line {number}: not UTF-8; JSON is; save the file as UTF-8") from error
-
-
-def _find_bad_line(path: Path) -> None:
-    """Raise for the first line that is not a JSON object, if there is one."""
-    text = path.read_text(encoding="utf-8")
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line and object of every row: one object a line, or one list of them. Nothing is guessed: a date stays text."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path} line {line}: not UTF-8; JSON is; save the file as UTF-8") from error
     whole = text.lstrip().startswith("[")
-    documents = [(1, text)] if whole else enumerate(text.split("\n"), start=1)
-    for line, document in documents:
+    for first, document in [(1, text)] if whole else enumerate(text.split("\n"), start=1):
         if not document.strip():
             continue
         try:
             value = json.loads(document, parse_constant=_refuse_constant)
         except ValueError as error:
-            line += getattr(error, "lineno", 1) - 1
+            line = first + getattr(error, "lineno", 1) - 1
             why = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
             remedy = "mend the list" if whole else "write one JSON object a line"
             raise ValueError(f"{path} line {line}: not JSON ({why}); {remedy}") from error
-        if not whole and not isinstance(value, dict):
-            kind = type(value).__name__
-            raise ValueError(f'{path} line {line}: a {kind}; a row is an object; write {{"prompt": ...}}')
+        for number, row in enumerate(value, start=1) if whole else [(first, value)]:
+            if not isinstance(row, dict):
+                place = f"row {number} of the list" if whole else f"line {number}"
+                kind = type(row).__name__
+                raise ValueError(f'{path} {place}: a {kind}; a row is an object; write {{"prompt": ...}}')
+            yield number, row
+
+
+def _as_columns(files: list[Path], rows: list[tuple[Path, int, dict[str, Any]]]) -> Dataset:
+    """The rows as a dataset; a key that a row lacks is None there.
+
+    Raises:
+        ValueError: a column whose values have no common type, naming the first row that differs.
+    """
+    columns: dict[str, list] = {key: [] for key in dict.fromkeys(key for _, _, row in rows for key in row)}
+    for _, _, row in rows:
+        for key, values in columns.items():
+            values.append(row.get(key))
+    for key, values in columns.items():
+        kinds = {}
+        for (path, line, _), value in zip(rows, values, strict=True):
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{path} line {line}: {key}: an integer beyond 64 bits; write it as text")
+            if value is not None:
+                kinds.setdefault(_json_kind(value), (path, line))
+        if len(kinds) > 1:
+            (one, _), (other, (path, line)) = list(kinds.items())[:2]
+            raise ValueError(
+                f"{path} line {line}: {key}: {other}, where rows before it hold {one}; a column has one type; write "
+                "all of them alike"
+            )
+    try:
+        return Dataset.from_dict(columns)
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+        names = ", ".join(map(str, files[:5]))
+        raise ValueError(f"{names}: cannot be read; {str(error).splitlines()[0]}; write one row shape") from error
+
+
+def _json_kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    return {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}[type(value)]
 
 
 def _refuse_constant(word: str) -> NoReturn:

@@ -21,6 +21,9 @@ _SHOWN = 5
 _NAMES = {str: "a plain string", list: "a list", dict: "an object", bool: "true or false", int: "a number"}
 
 
+_TAKEN = {"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments"}
+
+
 def check_prompts(rows: Dataset) -> Kind:
     """Every row has a prompt that a trainer can use, and a paired demonstration, if it has one, of the same kind.
 
@@ -28,6 +31,8 @@ def check_prompts(rows: Dataset) -> Kind:
         ValueError: naming the column, the first bad rows, what is wrong with each, and how many there are.
     """
     _check_text_only(rows)
+    if taken := sorted(set(rows.column_names) & _TAKEN):
+        raise ValueError(f"column {taken[0]}: TRL passes rewards something of its own by this name; rename the column")
     kind = _check_column(rows, "prompt", ends_with=("user",))
     if PAIRED in rows.column_names:
         _check_column(rows, PAIRED, ends_with=("assistant",), kind=kind, optional=True)

@@ -204,6 +204,10 @@ _CHANGES_OPTIMUM = (
         "top_p, top_k, min_p or repetition_penalty: samples come from a truncated policy, log-probs from the whole.",
     ),
     (
+        lambda a: bool(a.generation_kwargs),
+        "generation_kwargs: {generation_kwargs} may change what is sampled, and log-probs do not know of it.",
+    ),
+    (
         lambda a: a.temperature != 1.0,
         "temperature: {temperature}: reward and KL are those of the policy at this temperature, not of the model.",
     ),

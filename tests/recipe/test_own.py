@@ -176,6 +176,24 @@ def test_resume_continues_refuses_another_recipe_and_says_when_there_is_nothing(
         launch(recipe, [*words, "--max_steps", "4"], Options(resume=True))
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "lr_scheduler_type: cosine_with_min_lr: "),
+        (["--optim", "lion_32bit"], "optim: "),
+        (["--report_to", "[dvclive]"], "report_to: dvclive; it is not installed"),
+        (["--attn_implementation", "flash_attention_2"], "lash"),
+        (["--generation_kwargs", "{temperature: 0.3}"], "generation_kwargs: temperature has a key of its own"),
+        (["--reward_model_name_or_path", "MINE/model"], "reward_model_name_or_path: .*they would be random"),
+    ],
+)
+def test_what_libraries_would_find_later_is_found_before_the_run_folder_is_used(mine, words, message):
+    words = [word.replace("MINE", str(mine)) for word in words]
+    with pytest.raises(RecipeError, match=message):
+        launch(copied(mine, **three_keys(mine)), [*QUICK, *words, "--output_dir", str(mine / "run")])
+    assert not list((mine / "run").glob("*"))
+
+
 def test_pickled_weights_are_not_loaded(mine):
     import torch
 

@@ -80,6 +80,9 @@ GOOD = '{"prompt": "a"}\n'
         (GOOD + '"b"\n', r'line 2: a str; a row is an object; write \{"prompt"'),
         ('[{"prompt": "a"},\n {"prompt": }]', r"line 2: not JSON .*mend the list"),
         ("", r"rows\.jsonl: empty; .*write rows into it"),
+        ("null\n" + GOOD, r"line 1: a NoneType; a row is an object"),
+        (GOOD + '{"prompt": 1.5}\n', r"line 2: prompt: a number, where rows before it hold text"),
+        ('{"prompt": "a", "n": 12345678901234567891}\n', r"line 1: n: an integer beyond 64 bits; write it as text"),
         (GOOD.encode() + '{"prompt": "é"}\n'.encode("latin-1"), r"line 2: not UTF-8; .*save the file as UTF-8"),
     ],
 )
@@ -89,6 +92,22 @@ def test_what_is_no_json_is_named_by_file_and_line(tmp_path, content, message, c
     with pytest.raises(ValueError, match=message):
         load_rows(str(path))
     assert "Failed to load" not in capfd.readouterr().err
+
+
+def test_text_stays_text_and_late_keys_are_kept_whatever_the_size_of_the_file(tmp_path):
+    path, count = tmp_path / "rows.jsonl", 60_000
+    lines = [json.dumps({"prompt": "x" * 200, "answer": "2024-01-01", "n": i}) for i in range(count)]
+    path.write_text("\n".join([*lines, json.dumps({"prompt": "y", "n": 0.5, "late": {"a": 1}})]) + "\n")
+    rows = load_rows(str(path))
+    assert rows[0] == {"prompt": "x" * 200, "answer": "2024-01-01", "n": 0.0, "late": None}
+    assert rows[count] == {"prompt": "y", "answer": None, "n": 0.5, "late": {"a": 1}}
+
+
+def test_a_split_is_found_wherever_it_stands_in_a_name(tmp_path):
+    for name in ("math_train", "math_test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    assert load_rows(str(tmp_path))["prompt"] == ["math_train"]
+    assert load_rows(str(tmp_path), split="test")["prompt"] == ["math_test"]
 
 
 def test_a_parquet_file_that_is_none_is_named(tmp_path):

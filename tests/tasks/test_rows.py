@@ -48,11 +48,20 @@ def test_a_bad_prompt_is_named_by_row_before_training(prompts, message):
         check_prompts(Dataset.from_dict({"prompt": prompts}))
 
 
+TURNS = '[{"role": "user", "content": "b"}]'
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n', "row 2 is a list"),
-        ('{"prompt": [{"role": "user", "content": "b"}]}\n{"prompt": "a"}\n', "row 2 is a plain string and no list"),
+        (
+            '{"prompt": "a"}\n{"prompt": [{"role": "user", "content": "b"}]}\n',
+            r"rows\.jsonl line 2: prompt: a list, where rows before it hold text",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "b"}]}\n{"prompt": "a"}\n',
+            r"line 2: prompt: text, where rows before it hold a list",
+        ),
         ('{"prompt": "a"}\n{"question": "b"}\n', r"row 2 is missing \(null\)"),
         ('{"question": "b"}\n', "prompt: no such column; the rows have question"),
         ('{"prompt": [{"role": "user", "content": "b"}]}\n{"prompt": [{"role": "user", "text": "b"}]}\n', "row 2"),
