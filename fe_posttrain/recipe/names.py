@@ -90,6 +90,8 @@ REFUSED = {
     "resume_from_checkpoint": "no setting of a recipe; what a run resumes from is no part of the experiment; "
     "remove it and write --resume after the recipe",
     "parallelism_config": "not settable in a recipe; GRPO cuts no sequences over processes; remove it",
+    "dry_run": "no setting of a recipe but a word for the door; write --dry-run, without a value",
+    "resume": "no setting of a recipe but a word for the door; write --resume, without a value",
     "local_rank": "not settable in a recipe; the launcher numbers the processes; remove it",
 }
 
