@@ -13,10 +13,14 @@ def check_optimizer(args: FreeEnergyConfig) -> None:
     Raises:
         ValueError: `key: what; what to write`, for a package that is missing or arguments that are not taken.
     """
+    low_rank = str(args.optim.value).startswith(("galore", "apollo"))  # cannot be built without the model
     try:
-        Trainer.get_optimizer_cls_and_kwargs(args)
+        if not low_rank:
+            Trainer.get_optimizer_cls_and_kwargs(args)
     except (ImportError, ValueError, TypeError) as error:
-        raise ValueError(f"optim: {args.optim}: {error}; install it, or write optim: adamw_torch") from error
+        raise ValueError(
+            f"optim: {args.optim.value}: {error}; install what it needs, mend optim_args, or write optim: adamw_torch"
+        ) from error
     try:
         get_scheduler(
             args.lr_scheduler_type,
