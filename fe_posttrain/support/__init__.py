@@ -1,1 +1,1 @@
-"""Accessible support: pure statistics of counts and log-weights, on NumPy and SciPy (README.md explains each number)."""
+"""Accessible support: pure statistics of counts and log-weights, on NumPy and SciPy; README.md explains each number."""
