@@ -5,6 +5,8 @@ left, completions on the right. Log-probs are natural logarithms in float32, tak
 truncation: they are the law that the tokens were really drawn from (the *sampler*).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -195,3 +197,15 @@ def score(
         scaled = logits.float() / temperature
         log_probs[start:stop] = scaled.log_softmax(-1).gather(-1, completions[..., None])[..., 0]
     return log_probs.masked_fill(~mask, 0.0), mask
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -11,11 +11,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fe_posttrain"
 MAY_IMPORT = {
     "theory": set(),
+    "support": set(),
     "sequences": set(),
     "view": set(),
     "tasks": {"theory", "sequences"},
     "training": {"theory", "sequences", "tasks"},
-    "recipe": {"theory", "sequences", "tasks", "training", "view"},
+    "tracking": {"support", "sequences", "tasks", "training"},
+    "recipe": {"support", "tracking", "theory", "sequences", "tasks", "training", "view"},
 }
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
 

@@ -1,12 +1,12 @@
 """Exact testbed values during training, as a callback of any Hugging Face trainer."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
+from fe_posttrain.sequences import evaluating
 from fe_posttrain.tasks.exact import exact_gap, exact_probabilities, exact_terms, family_means
 
 
@@ -89,7 +89,7 @@ class ExactCallback(TrainerCallback):
         while hasattr(model, "module"):  # DistributedDataParallel and its kin
             model = model.module
         record = {}
-        with _evaluating(model):
+        with evaluating(model):
             means = family_means(model, self.tokenizer, self.prompts)
             record |= {f"testbed/p/{family}": p for family, p in means.items()}
             if terms and self.reference_folder is not None:
@@ -114,15 +114,3 @@ class ExactCallback(TrainerCallback):
                 gap = exact_gap(terms, p_reference, beta=beta, reward_energy_weight=self.reward_energy_weight)
                 record[f"testbed/gap/{family}"] = gap.mean().item()
         return record
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

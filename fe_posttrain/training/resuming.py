@@ -33,7 +33,8 @@ class Resumes(ShapesRollouts):
     """Checkpoints of FreeEnergyTrainer.
 
     Callbacks may have `checkpoint_state() -> dict` and `load_checkpoint_state(dict)`: what they return is saved and
-    given back, JSON values only.
+    given back, JSON values only. What is larger goes into files of their own: `save_checkpoint_files(folder)`, called
+    on every process, and `load_checkpoint_files(folder)`.
 
     `checkpoint_notes`: what the manifest of every checkpoint carries beside the hashes, JSON values.
     `stop_requested`: asked at the end of each generation block; true on any process makes all save and stop.
@@ -181,6 +182,9 @@ class Resumes(ShapesRollouts):
             },
         }
         (staged / self._progress_file()).write_text(json.dumps(progress, indent=1) + "\n")
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "save_checkpoint_files"):
+                callback.save_checkpoint_files(staged)
         if self._reference_moves() and self.accelerator.is_main_process:
             weights = {name: value.contiguous().clone() for name, value in self._bare_reference().state_dict().items()}
             save_file(weights, staged / REFERENCE)
@@ -219,6 +223,8 @@ class Resumes(ShapesRollouts):
         for callback in self.callback_handler.callbacks:
             if type(callback).__name__ in progress["callbacks"]:
                 callback.load_checkpoint_state(progress["callbacks"][type(callback).__name__])
+            if hasattr(callback, "load_checkpoint_files"):
+                callback.load_checkpoint_files(folder)
 
     def _bare_reference(self):
         return self.accelerator.unwrap_model(self.ref_model)

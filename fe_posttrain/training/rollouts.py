@@ -1,7 +1,7 @@
 """Rollouts under the exact estimator: sampled with their log-probs, shaped by reward and KL, given advantages."""
 
 import logging
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -18,6 +18,7 @@ from fe_posttrain.training import reference
 from fe_posttrain.training.as_sft import RunsAsSFT
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
+from fe_posttrain.training.rollout_events import RolloutEvents
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,8 @@ class ShapesRollouts(RunsAsSFT):
         self._divisor = args.loss_divisor or args.max_completion_length
         self._gathered_rewards: Tensor | None = None
         self._masked_rows: dict[str, int] = {}
+        self._events = RolloutEvents(self)
+        self._completions: list = []
         self._on_log_probs = None
         self._last_log_probs: Tensor | None = None
         self._checked_log_probs = False
@@ -82,7 +85,7 @@ class ShapesRollouts(RunsAsSFT):
         rewards = self._without(faults, rewards, len(prompts))
         for name, column in zip(self.reward_func_names, rewards.unbind(1), strict=True):
             require_finite(f"reward {name}", column.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
-        self._gathered_rewards = rewards
+        self._gathered_rewards, self._completions = rewards, completions
         return rewards
 
     def _without(self, faults: list[Fault], rewards: Tensor, rows: int) -> Tensor:
@@ -128,11 +131,23 @@ class ShapesRollouts(RunsAsSFT):
         if not self._exact:
             if weight != 1:
                 batch["advantages"] = batch["advantages"] * weight
+            self._tell(inputs, batch, mode)
             return batch
         self._shape(batch, rewards, mode)
+        self._tell(inputs, batch, mode)
         if all(p is not None for p in known_p):
             self._record_gap(torch.tensor(known_p, device=rewards.device), mode)
         return batch
+
+    def _tell(self, inputs: list[dict], batch: dict, mode: str) -> None:
+        """Hand the rollouts to callbacks; `batch` loses what only they read."""
+        known = [batch.pop("_policy_log_probs", None), batch.get("old_per_token_logps")]
+        if self._exact and self._trusts_sampler:
+            known.append(batch.get("sampling_per_token_logps"))
+        if mode == "train":
+            log_policy = next((log_probs for log_probs in known if log_probs is not None), None)
+            self._events.made(inputs, batch, self._gathered_rewards, self._completions, log_policy)
+        batch.pop("_reference_log_probs", None)
 
     def _shape(self, batch: dict, rewards: Tensor, mode: str) -> None:
         """Put the exact estimator's advantages into the batch and record KL(pi || reference)."""
@@ -163,8 +178,7 @@ class ShapesRollouts(RunsAsSFT):
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]
             batch["energy_baseline"] = baseline[local]
             batch["energy_scale"] = scale.expand(len(rewards), *scale.shape[1:])[local]
-            batch["reference_log_probs"] = batch.pop("_reference_log_probs", torch.zeros_like(log_ratio))
-        batch.pop("_reference_log_probs", None)
+            batch["reference_log_probs"] = batch.get("_reference_log_probs", torch.zeros_like(log_ratio))
 
     def _show(self, advantages: Tensor) -> None:
         """In TRL's table of completions, put the advantages that train the rows in the place of TRL's own."""
@@ -192,6 +206,7 @@ class ShapesRollouts(RunsAsSFT):
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
         with (
             torch.no_grad(),
+            self._watching_log_probs(None),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
         ):
             return self._get_per_token_logps_and_entropies(
@@ -222,6 +237,7 @@ class ShapesRollouts(RunsAsSFT):
             log_policy = batch["sampling_per_token_logps"]
         else:
             log_policy = self._score(self.model, batch)
+        batch["_policy_log_probs"] = log_policy
         return (log_policy - log_reference).masked_fill(~mask, 0.0)
 
     def _check_log_probs(self, batch: dict, log_reference: Tensor, mask: Tensor) -> None:
@@ -251,25 +267,35 @@ class ShapesRollouts(RunsAsSFT):
     @contextmanager
     def _watching_log_probs(self, watcher):
         """Hand the policy's log-probs to `watcher` after the loss's forward and before TRL uses the batch."""
-        self._on_log_probs = watcher
+        before, self._on_log_probs = self._on_log_probs, watcher
         try:
             yield
         finally:
-            self._on_log_probs = None
+            self._on_log_probs = before
 
     def _compute_loss(self, model, inputs):
-        if not self._exact:
-            mask, log_reference = self._loss_mask(inputs), inputs.get("ref_per_token_logps")
-            mode = "train" if self.model.training else "eval"
+        watcher = self._refresher(inputs) if self._exact else self._recorder(inputs)
 
-            def record(log_policy: Tensor) -> None:
-                self._record_kl((log_policy - log_reference).masked_fill(~mask, 0.0), mask, mode, ours=False)
+        def watch(log_policy: Tensor) -> None:
+            self._events.scored(inputs, log_policy)
+            if watcher is not None:
+                watcher(log_policy)
 
-            with self._watching_log_probs(record) if log_reference is not None else nullcontext():
-                return super()._compute_loss(model, inputs)
-        with self._watching_log_probs(self._refresher(inputs)):
+        with self._watching_log_probs(watch):
             loss = super()._compute_loss(model, inputs)
-        return loss * (self.max_completion_length / self._divisor)
+        return loss * (self.max_completion_length / self._divisor) if self._exact else loss
+
+    def _recorder(self, inputs: dict):
+        """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""
+        mask, log_reference = self._loss_mask(inputs), inputs.get("ref_per_token_logps")
+        if log_reference is None:
+            return None
+        mode = "train" if self.model.training else "eval"
+
+        def record(log_policy: Tensor) -> None:
+            self._record_kl((log_policy - log_reference).masked_fill(~mask, 0.0), mask, mode, ours=False)
+
+        return record
 
     def _refresher(self, inputs: dict):
         """Recompute the shaped reward with the policy of now, for rollouts that an older policy made."""

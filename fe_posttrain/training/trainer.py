@@ -107,11 +107,23 @@ class FreeEnergyTrainer(Resumes):
         elif args.demonstration_energy_weight:
             self._demonstrations = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
             self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
+        for callback in self.callback_handler.callbacks:
+            self._bind(callback)
         if self.accelerator.is_main_process and (lines := what_changes_the_optimum(args)):
             logger.warning("This run does not end at the optimum of F as written:\n  - %s", "\n  - ".join(lines))
 
     def _send_telemetry(self) -> None:
         """TRL reports every trainer that is built; we do not."""
+
+    def add_callback(self, callback) -> None:
+        """As Trainer's; a callback with `bind(trainer)` is given this trainer, its model as it is now."""
+        super().add_callback(callback)
+        if hasattr(self, "_demonstration_queue"):  # built; earlier ones are bound at the end of the constructor
+            self._bind(self.callback_handler.callbacks[-1])
+
+    def _bind(self, callback) -> None:
+        if hasattr(callback, "bind"):
+            callback.bind(self)
 
     def create_model_card(self, *args, **kwargs):
         """TRL writes a card into the run folder at every checkpoint; it is wanted where it is pushed."""
