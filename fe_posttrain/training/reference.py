@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.integrations import is_deepspeed_zero3_enabled
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.callbacks import SyncRefModelCallback
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
 
 from fe_posttrain.training.config import FreeEnergyConfig
 
@@ -53,6 +53,21 @@ def attach_snapshot(trainer) -> None:
         trainer.ref_model = trainer.accelerator.prepare_model(model, evaluation_mode=True)
     if args.sync_ref_model:
         trainer.add_callback(SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
+
+
+@contextmanager
+def in_place(trainer, kept=None):
+    """The reference of a trainer as an unwrapped model: its own one, the policy with its adapter off, or with `kept`
+    weights (`swapped_in(model)`) put in the place of its own."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.ref_model is not None:
+        yield trainer.accelerator.unwrap_model(trainer.ref_model)
+    elif is_peft_model(policy):
+        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+            yield policy
+    else:
+        with kept.swapped_in(policy):
+            yield policy
 
 
 def disable_attention_dropout(model) -> None:

@@ -1,0 +1,1 @@
+"""Tracking: how far training moves what the policy can reach, while it trains."""

@@ -1,0 +1,468 @@
+"""SupportCallback: accessible support, measured while a FreeEnergyTrainer trains."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import gather_object, is_peft_model
+from transformers import TrainerCallback
+
+from fe_posttrain.sequences import Decoding
+from fe_posttrain.support.budgets import Key, primary_budget
+from fe_posttrain.support.counts import Counts
+from fe_posttrain.support.displacement import Closure, closure, rms, window
+from fe_posttrain.support.report import report
+from fe_posttrain.tracking.bank import Plan, banks_folder, cached
+from fe_posttrain.tracking.channels import Channel
+from fe_posttrain.tracking.drawing import Drawing, together
+from fe_posttrain.tracking.probes import Probes, Round
+from fe_posttrain.tracking.riding import Displacements, Riding, gap_estimates
+from fe_posttrain.tracking.settings import SupportSettings
+from fe_posttrain.tracking.signal import Signal, rows_hash
+from fe_posttrain.tracking.weights import KeptWeights, weights_hash
+from fe_posttrain.training import reference
+from fe_posttrain.training.rollout_events import Rollouts, prompt_key
+
+logger = logging.getLogger(__name__)
+
+PROBE_LEDGER_FILE = "support_probe_ledger.npz"
+WEIGHTS_FILE = "support_window.safetensors"
+LARGEST_FLOOR = 0.05  # guesses beyond this make "correct" say little
+LARGEST_CLOSURE = 0.3  # nats
+
+
+class SupportCallback(TrainerCallback):
+    """Tells what a run elicited from its reference, what it created and what it lost.
+
+    On every generation it enters the rollouts into the support ledger and, every few updates, scores some under the
+    weights of a few updates ago (displacement); at declared steps and at the end it draws from the policy on held-out
+    prompts and compares with the reference's bank (calls, verdict). Training's weights and random state are those of
+    a run without it. An error in it switches it off with its reason, and training goes on.
+
+    Args:
+        prompts: held-out rows: `prompt`, the columns that the signal reads, optionally a tag and a known answer
+            (`demonstration` or `completion`).
+        signal: what counts as correct, with TRL's reward signature; default the trainer's first reward function.
+        labels: a function of the same signature that gives each completion a label, or None.
+        channels: name -> augmented sampler of the reference; see `channels`.
+        settings: how much is drawn and at which level; `support_...` keys.
+        cache: folder of reference banks.
+
+    Raises:
+        ValueError: before training, for what cannot be tracked: no prompts, a graded signal without a threshold.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[dict],
+        signal: Callable | None = None,
+        *,
+        labels: Callable | None = None,
+        channels: dict[str, Callable] | None = None,
+        settings: SupportSettings | None = None,
+        cache: str | Path | None = None,
+    ):
+        self.settings = settings or SupportSettings()
+        self.rows = [dict(row) for row in prompts]
+        if not self.rows:
+            raise ValueError("support_dataset_name: no probe prompts; support is about prompts at hand; give some")
+        self.labels, self._signal = labels, signal
+        self.channels = [Channel(name, function) for name, function in (channels or {}).items()]
+        self.cache = Path(cache) if cache else banks_folder()
+        self.off: str | None = None
+        self.trainer = None
+        self.probes: Probes | None = None
+        self.riding: Riding | None = None
+        self.displacements: Displacements | None = None
+        self._start: KeptWeights | None = None
+        self._report: dict[str, Any] = {}
+        self._unlogged: dict[str, float] = {}
+
+    # What the trainer calls
+
+    def bind(self, trainer) -> None:
+        """Remember the trainer, and the weights it starts from where nothing else keeps the reference."""
+        self.trainer = trainer
+        if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
+            self._switch_off("the weights are sharded; probes need whole ones on each process")
+        elif trainer.args.sync_ref_model:
+            raise ValueError("support: the reference moves (sync_ref_model), so no claim about it can hold; remove one")
+        elif trainer.ref_model is None and not is_peft_model(self._policy()):
+            self._start = KeptWeights(self._policy())
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if self.off is None:
+            self._prepare()
+
+    def on_rollouts(self, args, state, control, rollouts: Rollouts) -> dict[str, float]:
+        """Metrics of the step, on the main process."""
+        if self.off == "everywhere":
+            return {}
+        metrics: dict[str, float] = {}
+        correct = None
+        with self._guarded():
+            correct = self._correct(rollouts)
+            if self.riding is not None:
+                metrics |= self.riding.update(rollouts, correct) | self._gaps(rollouts)
+        windows = self.displacements
+        if windows is not None and windows.due(rollouts.step) and self._still_on():
+            with self._guarded():
+                metrics |= windows.end_window(
+                    rollouts.step, correct, rollouts.prompt, rollouts.log_policy, _scoring(rollouts)
+                )
+        return metrics
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        every = self.settings.support_steps
+        if state.global_step >= state.max_steps or (every and state.global_step % every == 0):
+            self._probe(state.global_step, last=state.global_step >= state.max_steps)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """A run that somebody ended before its last step still gets its verdict; one that a signal stopped goes on."""
+        measured = self.probes and self.probes.rounds and self.probes.rounds[-1].step == state.global_step
+        if not (measured or self.trainer.stopped_early):
+            self._probe(state.global_step, last=True)
+
+    def metrics_to_log(self) -> dict[str, float]:
+        """What probes found since the last call."""
+        unlogged, self._unlogged = self._unlogged, {}
+        return unlogged
+
+    def summary(self) -> dict[str, Any]:
+        """The report of the last probe round, and what rode on training; for summary.json."""
+        if self.off is not None:
+            return {"off": self._reason}
+        found = dict(self._report)
+        if self.riding is not None:
+            certified, drawn = self.riding.certified_in()
+            found["ledger"] = {
+                "training_prompts_in": certified,
+                "training_prompts_drawn": drawn,
+                "zero_hit_prompts": self.riding.zero_hit_prompts(),
+                "bytes_per_prompt": round(self.riding.ledger.bytes_per_prompt + self.riding.keys.itemsize),
+            }
+        if self.displacements is not None:
+            found["displacement"] = {
+                "windows": [w.as_json() for w in self.displacements.windows],
+                "rms": rms(self.displacements.windows),
+            }
+        return found
+
+    def checkpoint_state(self) -> dict:
+        """What a resumed run needs, beside the files."""
+        kept: dict[str, Any] = {"off": self._reason if self.off is not None else None, "unlogged": self._unlogged}
+        if self.probes is not None:
+            kept |= {"identity": self._identity, "probes": self.probes.state(), "report": self._report}
+        if self.displacements is not None:
+            kept["displacements"] = self.displacements.state()
+        return kept
+
+    def load_checkpoint_state(self, kept: dict) -> None:
+        """Take back what `checkpoint_state` gave.
+
+        Raises:
+            ValueError: the checkpoint's statements are about another reference, decoding, verifier or prompts.
+        """
+        if kept["off"] is not None:
+            self._switch_off(kept["off"])
+            return
+        self._prepare()
+        for name, mine in self._identity.items() if self.off is None else ():
+            if kept["identity"][name] != mine:
+                raise ValueError(
+                    f"support: {name} is {mine} and was {kept['identity'][name]} in the checkpoint; claims are "
+                    "relative to it and cannot be carried over; restore it, or start a run of its own"
+                )
+        if self.off is None:
+            self.probes.load_state(kept["probes"])
+            self._unlogged, self._report = kept["unlogged"], kept["report"]
+            if self.displacements is not None:
+                self.displacements.load_state(kept["displacements"])
+
+    def save_checkpoint_files(self, folder: Path) -> None:
+        """The ledgers and the weights of the running window; from the main process."""
+        if self.off is not None or self.probes is None or not self.trainer.accelerator.is_main_process:
+            return
+        np.savez(folder / PROBE_LEDGER_FILE, **self.probes.ledger.state())
+        if self.riding is not None:
+            self.riding.save(folder)
+        if self.displacements is not None and self.displacements.kept is not None:
+            self.displacements.kept.save(folder / WEIGHTS_FILE)
+
+    def load_checkpoint_files(self, folder: Path) -> None:
+        """Take back what `save_checkpoint_files` wrote."""
+        if self.off is not None:
+            return
+        with np.load(folder / PROBE_LEDGER_FILE, allow_pickle=False) as kept:
+            self.probes.ledger.load_state(dict(kept))
+        if self.riding is not None:
+            self.riding.load(folder)
+        if self.displacements is not None and (folder / WEIGHTS_FILE).exists():
+            self.displacements.kept = KeptWeights(self._policy())
+            self.displacements.kept.load(folder / WEIGHTS_FILE)
+
+    # Setting up
+
+    def _prepare(self) -> None:
+        """Once: what is tracked, and the reference's bank. Raises what a person can mend; anything else switches off."""
+        if self.probes is not None or self.off is not None:
+            return
+        with self._guarded(ValueError):
+            self._set_up()
+
+    def _set_up(self) -> None:
+        trainer, args, settings = self.trainer, self.trainer.args, self.settings
+        signal = Signal(self._signal or self._first_reward(), settings.support_threshold)
+        decoding = Decoding(args.max_completion_length, args.temperature)
+        with self._reference() as model:
+            weights = weights_hash(model)
+        budget = settings.support_budget or primary_budget(self._rollouts_per_prompt())
+        words = f"temperature {decoding.temperature:g}, at most {decoding.max_new_tokens} tokens"
+        key = Key(weights, words, signal.name, budget, settings.support_delta, settings.support_alpha)
+        drawing = Drawing(
+            [row["prompt"] for row in self.rows],
+            decoding,
+            lambda prompts: trainer._tokenize_prompts(prompts)[0],
+            lambda ids: trainer.processing_class.batch_decode(ids, skip_special_tokens=True),
+            eos_token_ids=trainer.eos_token_ids,
+            pad_token_id=trainer._tokenizer.pad_token_id,
+            batch_size=settings.support_batch_size,
+        )
+        probes = Probes(self.rows, drawing, signal, self.labels, key, args.seed)
+        labels = Signal(self.labels).identity if self.labels else ""
+        identity = {
+            "reference": weights,
+            "decoding": repr(decoding),
+            "verifier": signal.identity,
+            "prompts": rows_hash(self.rows),
+            "labels": labels,
+        }
+        self._identity = identity | {"budget": budget, "delta": key.delta, "alpha": key.alpha}
+        plan = Plan(
+            screen=settings.support_draws,
+            most=settings.support_reference_draws,
+            budget=budget,
+            delta=key.delta,
+            alpha=key.alpha,
+        )
+        with self._reference() as model:
+            bank = cached(identity, len(self.rows), plan, lambda *asked: probes.judged(model, *asked), self.cache)
+            probes.know_reference(bank, self.channels, model)
+        if args.generates:
+            self._set_up_riding(key)
+        self.probes = probes
+
+    def _set_up_riding(self, key: Key) -> None:
+        trainer, settings = self.trainer, self.settings
+        if trainer.accelerator.is_main_process:
+            prompts = np.array([prompt_key(prompt) for prompt in trainer.train_dataset["prompt"]], dtype=np.int64)
+            self.riding = Riding(prompts, key.budget, key.delta, key.alpha)
+            if not trainer.args.uses_reference:
+                logger.warning("support: beta is 0, so rollouts are not scored under the reference: no ledger")
+        if settings.support_displacement_steps:
+            self.displacements = Displacements(
+                self._policy(), settings.support_displacement_steps, settings.support_displacement_rows,
+                trainer.args.seed,
+            )  # fmt: skip
+
+    def _rollouts_per_prompt(self) -> float:
+        """What the run draws of one training prompt."""
+        trainer, args = self.trainer, self.trainer.args
+        if not args.generates:
+            return 0
+        per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        steps = args.max_steps
+        if steps <= 0:
+            return args.num_train_epochs * args.num_generations
+        return per_step * steps / max(1, len(trainer.train_dataset)) / args.num_iterations
+
+    def _first_reward(self) -> Callable:
+        for function in getattr(self.trainer, "reward_funcs", []):
+            if hasattr(function, "function") and self.trainer._own_reward:
+                return function.function
+        raise ValueError(
+            "support_signal: the run has no reward function that could tell a correct completion; write "
+            "support_signal: NAME, as in reward_funcs"
+        )
+
+    # Measuring
+
+    def _correct(self, rollouts: Rollouts) -> np.ndarray:
+        """Which rollouts are correct, (N,): from the rewards of the step, or by asking the signal."""
+        signal = self.probes.signal
+        for i, function in enumerate(self.trainer.reward_funcs):
+            if getattr(function, "function", None) is signal.function:
+                return signal.of_values(rollouts.rewards[:, i])
+        mine = together(lambda: signal.asked(rollouts.inputs, rollouts.completions).tolist())
+        return np.array(mine)
+
+    def _gaps(self, rollouts: Rollouts) -> dict[str, float]:
+        args, beta = self.trainer.args, self.trainer._beta_in_force
+        if rollouts.log_reference is None or not beta or args.demonstration_energy_weight:
+            return {}
+        weights = self.trainer.reward_weights.cpu().numpy()
+        reward = args.reward_energy_weight * np.nansum(rollouts.rewards * weights, axis=1)
+        return gap_estimates(reward - beta * (rollouts.log_policy - rollouts.log_reference), beta)
+
+    def _probe(self, step: int, last: bool) -> None:
+        if self.off == "everywhere" or self.probes is None or not self._still_on():
+            return
+        with self._guarded():
+            found, batch = self.probes.round(self._policy(), self._reference, step, self.settings.support_draws)
+            ended = self._end_displacement(found, batch) if last and self.displacements is not None else None
+            self._report = self._reported(found, ended)
+            self._unlogged |= self._metrics()
+
+    def _end_displacement(self, found: Round, batch) -> Closure | None:
+        """The last window ends with the probe's draws, which nothing was trained on; then sum against probes."""
+        windows, step = self.displacements, found.step
+        shares = self._training_shares()
+        weight = shares[batch.row] * batch.correct
+        if windows.kept is not None and step > windows.kept_at and weight.any():
+            rng = np.random.default_rng([self.trainer.args.seed, step])
+            count = min(4 * windows.rows, int((weight > 0).sum()))
+            chosen = np.sort(rng.choice(len(weight), size=count, replace=False, p=weight / weight.sum()))
+            ids = [batch.completion_ids[i] for i in chosen]
+            with windows.kept.swapped_in(self._policy()):
+                before = self.probes.drawing.log_probs(self._policy(), batch.row[chosen], ids)
+            ratio = before - batch.log_probs[chosen]
+            windows.windows.append(window(step, step - windows.kept_at, ratio, batch.row[chosen]))
+            windows.kept, windows.kept_at = KeptWeights(self._policy()), step
+        start = _mean(self.probes.bank.screened.mean(1), shares)
+        correct, drawn = found.totals
+        return closure(windows.windows, start, _mean(correct / drawn, shares))
+
+    def _training_shares(self) -> np.ndarray:
+        """Weight of each probe prompt (M,), mean 1, so that families count as they do among the training prompts."""
+        tag = self.settings.support_tag
+        data = self.trainer.train_dataset
+        if not (all(tag in row for row in self.rows) and tag in data.column_names):
+            return np.ones(len(self.rows))
+        names, counts = np.unique(np.array(data[tag], dtype=str), return_counts=True)
+        trained = dict(zip(names.tolist(), counts / counts.sum(), strict=True))
+        mine = [str(row[tag]) for row in self.rows]
+        probed = {name: mine.count(name) / len(mine) for name in mine}
+        weight = np.array([trained.get(name, 0.0) / probed[name] for name in mine])
+        return weight / weight.mean() if weight.any() else np.ones(len(mine))
+
+    def _reported(self, found: Round, ended: Closure | None) -> dict[str, Any]:
+        probes, key = self.probes, self.probes.key
+        tags = tuple(str(row[self.settings.support_tag]) for row in self.rows) if self._has_tags() else None
+        names = tuple(str(i) for i in range(len(self.rows)))
+        before = Counts(names, *probes.bank.counts, tags, "reference")
+        trained = Counts(names, *found.totals, tags, "trained")
+        families = {name: probes.verdict(found, rows) for name, rows in trained.families().items()}
+        checks = {"bar": found.bar, "guess_floor": _floor(found.guess_floor)}
+        if ended is not None:
+            ok = abs(ended.value) <= max(LARGEST_CLOSURE, 3 * ended.se)
+            checks["closure"] = {"verdict": "passed" if ok else "failed", "value": ended.value, "se": ended.se}
+        body = report(
+            replace(key, reference=self._reference_words()),
+            before,
+            trained,
+            probes.verdict(found),
+            probes.regimes(found),
+            checks=checks,
+            families=families,
+        )
+        body |= {"step": found.step, "movements": probes.movements(found), "kl": found.kl}
+        if self.labels is not None:
+            body["labels"] = probes.label_movements(found, self.settings.support_labels_pooled)
+        if self.channels or probes.demonstrated.any():
+            body["channels"] = probes.opened()
+        return body
+
+    def _metrics(self) -> dict[str, float]:
+        body = self._report
+        terms = body["verdict"]
+        found = {
+            "support/gain": terms["gain"]["value"],
+            "support/elicited_low": terms["elicited"]["low"],
+            "support/created_low": terms["created"]["low"],
+            "support/lost_low": terms["lost"]["low"],
+            "support/undetermined": terms["undetermined"]["value"],
+            "support/bar_df": body["checks"]["bar"]["df"],
+            "support/guess_floor": body["checks"]["guess_floor"]["rate"],
+        }
+        if "closure" in body["checks"]:
+            found["support/closure"] = body["checks"]["closure"]["value"]
+        for side in ("reference", "trained"):
+            for regime, count in body["calls"][side].items():
+                found[f"support/calls/{side}/{regime}"] = count
+        at_primary = body["movements"][str(body["key"]["budget"])]
+        found["support/entered"], found["support/left"] = len(at_primary["entered"]), len(at_primary["left"])
+        for label, shown in body.get("labels", {}).items():
+            found[f"support/labels/{label}"] = shown["trained"]
+        return found
+
+    def _has_tags(self) -> bool:
+        return all(self.settings.support_tag in row for row in self.rows)
+
+    def _reference_words(self) -> str:
+        name = getattr(self._policy().config, "_name_or_path", "") or "model"
+        return f"{Path(name).name} ({self.probes.key.reference})"
+
+    # Weights
+
+    def _policy(self):
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    @contextmanager
+    def _reference(self):
+        """The reference, as a model that can be called; the policy itself with other weights where need be."""
+        with reference.in_place(self.trainer, self._start) as model:
+            yield model
+
+    # Faults
+
+    @contextmanager
+    def _guarded(self, *raised: type[Exception]):
+        """What fails inside switches tracking off, except errors of the kinds `raised`."""
+        try:
+            yield
+        except raised:
+            raise
+        except Exception as error:
+            self._switch_off(f"{type(error).__name__}: {error}")
+
+    def _switch_off(self, reason: str) -> None:
+        self.off, self._reason = "here", reason
+        logger.warning("support: tracking is switched off, training goes on: %s", reason)
+
+    def _still_on(self) -> bool:
+        """Whether no process has switched tracking off; asked by all of them at the same moments."""
+        reasons = [reason for reason in gather_object([self._reason if self.off else None]) if reason]
+        if reasons and self.off is None:
+            self._switch_off(f"another process: {reasons[0]}")
+        if reasons:
+            self.off = "everywhere"
+        return not reasons
+
+
+def _scoring(rollouts: Rollouts) -> Callable[[np.ndarray], np.ndarray]:
+    """Scores rows of all processes, each by the process that holds them."""
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        mine = rows[(rows >= rollouts.mine.start) & (rows < rollouts.mine.stop)]
+        found = together(lambda: list(zip(mine.tolist(), rollouts.score(mine - rollouts.mine.start), strict=True)))
+        values = dict(found)
+        return np.array([values[row] for row in rows.tolist()])
+
+    return score
+
+
+def _mean(p: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    """Weighted mean over prompts and its standard error."""
+    mean = float((weight * p).mean())
+    spread = ((weight * (p - mean)) ** 2).sum() / len(p)
+    return mean, float(np.sqrt(spread / max(1, len(p) - 1)))
+
+
+def _floor(rate: float) -> dict[str, Any]:
+    if np.isnan(rate):
+        return {"verdict": "not checked", "rate": None}
+    return {"verdict": "passed" if rate <= LARGEST_FLOOR else "failed", "rate": rate}
