@@ -10,9 +10,11 @@ __version__ = "0.1.0"
 _WHERE = {
     "FreeEnergyConfig": "fe_posttrain.training.config",
     "FreeEnergyTrainer": "fe_posttrain.training.trainer",
+    "SupportCallback": "fe_posttrain.tracking.callback",
+    "SupportSettings": "fe_posttrain.tracking.settings",
 }
 
-__all__ = ["FreeEnergyConfig", "FreeEnergyTrainer"]
+__all__ = ["FreeEnergyConfig", "FreeEnergyTrainer", "SupportCallback", "SupportSettings"]
 
 
 def __getattr__(name: str):

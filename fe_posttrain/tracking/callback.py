@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,12 @@ from transformers import TrainerCallback
 
 from fe_posttrain.sequences import Decoding
 from fe_posttrain.support.budgets import Key, primary_budget
-from fe_posttrain.support.counts import Counts
 from fe_posttrain.support.displacement import Closure, closure, rms, window
-from fe_posttrain.support.report import report
 from fe_posttrain.tracking.bank import Plan, banks_folder, cached
 from fe_posttrain.tracking.channels import Channel
 from fe_posttrain.tracking.drawing import Drawing, together
 from fe_posttrain.tracking.probes import Probes, Round
+from fe_posttrain.tracking.reporting import mean_over_prompts, metrics_of, reported, training_shares
 from fe_posttrain.tracking.riding import Displacements, Riding, gap_estimates
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal, rows_hash
@@ -31,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 PROBE_LEDGER_FILE = "support_probe_ledger.npz"
 WEIGHTS_FILE = "support_window.safetensors"
-LARGEST_FLOOR = 0.05  # guesses beyond this make "correct" say little
-LARGEST_CLOSURE = 0.3  # nats
 
 
 class SupportCallback(TrainerCallback):
@@ -208,7 +204,7 @@ class SupportCallback(TrainerCallback):
     # Setting up
 
     def _prepare(self) -> None:
-        """Once: what is tracked, and the reference's bank. Raises what a person can mend; anything else switches off."""
+        """Once: what is tracked, and the reference's bank. Raises what a person can mend."""
         if self.probes is not None or self.off is not None:
             return
         with self._guarded(ValueError):
@@ -314,13 +310,14 @@ class SupportCallback(TrainerCallback):
         with self._guarded():
             found, batch = self.probes.round(self._policy(), self._reference, step, self.settings.support_draws)
             ended = self._end_displacement(found, batch) if last and self.displacements is not None else None
-            self._report = self._reported(found, ended)
-            self._unlogged |= self._metrics()
+            tag, pooled = self.settings.support_tag, self.settings.support_labels_pooled
+            self._report = reported(self.probes, found, self._reference_words(), tag, ended, pooled_labels=pooled)
+            self._unlogged |= metrics_of(self._report)
 
     def _end_displacement(self, found: Round, batch) -> Closure | None:
         """The last window ends with the probe's draws, which nothing was trained on; then sum against probes."""
         windows, step = self.displacements, found.step
-        shares = self._training_shares()
+        shares = training_shares(self.rows, self.trainer.train_dataset, self.settings.support_tag)
         weight = shares[batch.row] * batch.correct
         if windows.kept is not None and step > windows.kept_at and weight.any():
             rng = np.random.default_rng([self.trainer.args.seed, step])
@@ -332,75 +329,9 @@ class SupportCallback(TrainerCallback):
             ratio = before - batch.log_probs[chosen]
             windows.windows.append(window(step, step - windows.kept_at, ratio, batch.row[chosen]))
             windows.kept, windows.kept_at = KeptWeights(self._policy()), step
-        start = _mean(self.probes.bank.screened.mean(1), shares)
+        start = mean_over_prompts(self.probes.bank.screened.mean(1), shares)
         correct, drawn = found.totals
-        return closure(windows.windows, start, _mean(correct / drawn, shares))
-
-    def _training_shares(self) -> np.ndarray:
-        """Weight of each probe prompt (M,), mean 1, so that families count as they do among the training prompts."""
-        tag = self.settings.support_tag
-        data = self.trainer.train_dataset
-        if not (all(tag in row for row in self.rows) and tag in data.column_names):
-            return np.ones(len(self.rows))
-        names, counts = np.unique(np.array(data[tag], dtype=str), return_counts=True)
-        trained = dict(zip(names.tolist(), counts / counts.sum(), strict=True))
-        mine = [str(row[tag]) for row in self.rows]
-        probed = {name: mine.count(name) / len(mine) for name in mine}
-        weight = np.array([trained.get(name, 0.0) / probed[name] for name in mine])
-        return weight / weight.mean() if weight.any() else np.ones(len(mine))
-
-    def _reported(self, found: Round, ended: Closure | None) -> dict[str, Any]:
-        probes, key = self.probes, self.probes.key
-        tags = tuple(str(row[self.settings.support_tag]) for row in self.rows) if self._has_tags() else None
-        names = tuple(str(i) for i in range(len(self.rows)))
-        before = Counts(names, *probes.bank.counts, tags, "reference")
-        trained = Counts(names, *found.totals, tags, "trained")
-        families = {name: probes.verdict(found, rows) for name, rows in trained.families().items()}
-        checks = {"bar": found.bar, "guess_floor": _floor(found.guess_floor)}
-        if ended is not None:
-            ok = abs(ended.value) <= max(LARGEST_CLOSURE, 3 * ended.se)
-            checks["closure"] = {"verdict": "passed" if ok else "failed", "value": ended.value, "se": ended.se}
-        body = report(
-            replace(key, reference=self._reference_words()),
-            before,
-            trained,
-            probes.verdict(found),
-            probes.regimes(found),
-            checks=checks,
-            families=families,
-        )
-        body |= {"step": found.step, "movements": probes.movements(found), "kl": found.kl}
-        if self.labels is not None:
-            body["labels"] = probes.label_movements(found, self.settings.support_labels_pooled)
-        if self.channels or probes.demonstrated.any():
-            body["channels"] = probes.opened()
-        return body
-
-    def _metrics(self) -> dict[str, float]:
-        body = self._report
-        terms = body["verdict"]
-        found = {
-            "support/gain": terms["gain"]["value"],
-            "support/elicited_low": terms["elicited"]["low"],
-            "support/created_low": terms["created"]["low"],
-            "support/lost_low": terms["lost"]["low"],
-            "support/undetermined": terms["undetermined"]["value"],
-            "support/bar_df": body["checks"]["bar"]["df"],
-            "support/guess_floor": body["checks"]["guess_floor"]["rate"],
-        }
-        if "closure" in body["checks"]:
-            found["support/closure"] = body["checks"]["closure"]["value"]
-        for side in ("reference", "trained"):
-            for regime, count in body["calls"][side].items():
-                found[f"support/calls/{side}/{regime}"] = count
-        at_primary = body["movements"][str(body["key"]["budget"])]
-        found["support/entered"], found["support/left"] = len(at_primary["entered"]), len(at_primary["left"])
-        for label, shown in body.get("labels", {}).items():
-            found[f"support/labels/{label}"] = shown["trained"]
-        return found
-
-    def _has_tags(self) -> bool:
-        return all(self.settings.support_tag in row for row in self.rows)
+        return closure(windows.windows, start, mean_over_prompts(correct / drawn, shares))
 
     def _reference_words(self) -> str:
         name = getattr(self._policy().config, "_name_or_path", "") or "model"
@@ -453,16 +384,3 @@ def _scoring(rollouts: Rollouts) -> Callable[[np.ndarray], np.ndarray]:
         return np.array([values[row] for row in rows.tolist()])
 
     return score
-
-
-def _mean(p: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Weighted mean over prompts and its standard error."""
-    mean = float((weight * p).mean())
-    spread = ((weight * (p - mean)) ** 2).sum() / len(p)
-    return mean, float(np.sqrt(spread / max(1, len(p) - 1)))
-
-
-def _floor(rate: float) -> dict[str, Any]:
-    if np.isnan(rate):
-        return {"verdict": "not checked", "rate": None}
-    return {"verdict": "passed" if rate <= LARGEST_FLOOR else "failed", "rate": rate}
