@@ -66,9 +66,8 @@ def _sources(verdict: Verdict, reference_draws: int | None) -> str:
     if elicited.low > 0:
         verb = "is consistent with elicitation" if gained else "comes with elicitation"
         most = ", though most of it is undetermined" if gained and 2 * elicited.low < verdict.gain.value else ""
-        of_it = (
-            "of it" if gained and verdict.lost.low == 0 and elicited.low <= verdict.gain.value else "of what was gained"
-        )
+        gross = verdict.lost.low > 0 or elicited.low > verdict.gain.value
+        of_it = "of it" if gained and not gross else "of what was gained"
         return (
             f"{_change(verdict)} {verb} at {at}{most}: at least {down(elicited.low)} points {of_it} were within the "
             f"reference's reach, and {_most(created.high)} points can have been created{power}."
