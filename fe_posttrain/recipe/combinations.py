@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.util import find_spec
 from types import SimpleNamespace
 
 from fe_posttrain.recipe.grouping import GROUPING, ROLLS_OUT, Rule
+from fe_posttrain.tracking.settings import SupportSettings
 
 # What a key that is written needs beside it, or it would be ignored in silence.
 _LORA = """lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type
@@ -20,6 +22,7 @@ _NEEDS = {
     "dataloader_persistent_workers": ("dataloader_num_workers", "1"),
     "log_completions_hub_repo": ("log_completions", "true"),
     "hub_model_id": ("push_to_hub", "true"),
+    **{f.name: ("support", "true") for f in fields(SupportSettings) if f.name != "support"},
 }
 _PACKAGES = {"use_vllm": "vllm", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
 _PACKAGES |= {"deepspeed": "deepspeed", "use_liger_kernel": "liger_kernel"}
@@ -150,7 +153,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("reward_funcs", "reward_model_name_or_path"),
-        lambda run: _rewards(run) and not run.reward_energy_weight and not _evaluates(run),
+        lambda run: _rewards(run) and not run.reward_energy_weight and not _evaluates(run) and not run.support,
         "written while reward_energy_weight is 0 and nothing is evaluated; nobody would call them; write "
         "reward_energy_weight: 1.0, or remove them",
         ("reward_energy_weight", "eval_strategy", "eval_on_start"),
@@ -233,6 +236,24 @@ RULES: tuple[Rule, ...] = (
         "remove it",
         ROLLS_OUT,
     ),
+    Rule(
+        ("support", "sync_ref_model"),
+        lambda run: run.support and run.sync_ref_model,
+        "true, like sync_ref_model; a claim about a reference that moves cannot hold; remove one of them",
+    ),
+    Rule(
+        ("support",),
+        lambda run: run.support and not (_on_testbed(run) or run.support_dataset_name or _has_eval_data(run)),
+        "true without held-out prompts to probe; write support_dataset_name: prompts.jsonl, with the columns that the "
+        "signal reads",
+        ("support_dataset_name", "dataset_test_split", "eval_dataset_name"),
+    ),
+    Rule(
+        ("support", "support_signal"),
+        lambda run: run.support and not (run.support_signal or run.reward_funcs or _on_testbed(run)),
+        "true while nothing says which completions are correct; write support_signal: NAME, as in reward_funcs",
+        ("reward_funcs",),
+    ),
     *GROUPING,
     Rule(
         ("auto_find_batch_size",),
@@ -267,6 +288,10 @@ RULES: tuple[Rule, ...] = (
         ),
     ),
 )
+
+
+def _on_testbed(run) -> bool:
+    return bool(run.prompts or run.demonstrations)
 
 
 def _both(run) -> str:

@@ -29,6 +29,7 @@ class Data:
     prompts: rows to roll out, with `demonstration` beside `prompt` where they are paired; None in pure SFT.
     demonstrations: rows of their own; None where there are none or they are paired.
     evaluation: prompts where evaluation rolls out, demonstrations in pure SFT without a reward.
+    probes: held-out prompts that support is measured on; None where it is not.
     fits: lengths, dropped and truncated rows, by what the rows are.
     files: the local files that were read.
     """
@@ -36,6 +37,7 @@ class Data:
     prompts: Dataset | None
     demonstrations: Dataset | None
     evaluation: Dataset | None
+    probes: Dataset | None = None
     fits: dict[str, Fit] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
 
@@ -79,7 +81,8 @@ class _Loading:
         prompts = self._prompts() if self.args.generates else None
         demonstrations = self._demonstrations()
         evaluation = self._evaluation()
-        return Data(prompts, demonstrations, evaluation, self.fits, tuple(dict.fromkeys(self.files)))
+        probes = self._probes(evaluation) if self.settings.support else None
+        return Data(prompts, demonstrations, evaluation, probes, self.fits, tuple(dict.fromkeys(self.files)))
 
     def _prompts(self) -> Dataset:
         settings = self.settings
@@ -146,6 +149,23 @@ class _Loading:
         ready = self._ready_prompts if rolls_out else self._ready_demonstrations
         return ready(key, "evaluation", rows)
 
+    def _probes(self, evaluation: Dataset | None) -> Dataset:
+        """The first `support_rows` prompts to probe; `probe_rows` of every family on the testbed."""
+        settings = self.settings
+        if settings.support_dataset_name:
+            rows = self._read("support_dataset_name", None, settings.support_dataset_split)
+            rows = self._ready_prompts("support_dataset_name", "probes", rows)
+        elif evaluation is not None:
+            rows = evaluation
+            if "prompt" not in rows.column_names:
+                raise RecipeError(
+                    "support_dataset_name: missing; the evaluation rows are demonstrations, and support is measured on "
+                    "prompts; write FILE.jsonl with a column `prompt`"
+                )
+        else:
+            return _testbed_probes(settings)
+        return rows.select(range(min(settings.support_rows, len(rows))))
+
     def _read(self, key: str, config: str | None, split: str) -> Dataset:
         name = getattr(self.settings, key)
         with _naming(key):
@@ -198,6 +218,13 @@ def _testbed_prompts(settings: RunSettings, args: FreeEnergyConfig, model_path: 
         worked = [digits.demonstration(x, settings.demonstration_worked) for x in prompts["prompt"]]
         prompts = prompts.add_column(PAIRED, worked)
     return prompts
+
+
+def _testbed_probes(settings: RunSettings) -> Dataset:
+    """Held-out prompts of every family, those that exact p is logged for."""
+    families = {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES}
+    pairs = [(prompt, name) for name, asked in families.items() for prompt in asked]
+    return Dataset.from_dict({"prompt": [x for x, _ in pairs], "family": [name for _, name in pairs]})
 
 
 def _testbed_demonstrations(settings: RunSettings, args: FreeEnergyConfig) -> Dataset:

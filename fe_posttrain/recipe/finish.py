@@ -71,8 +71,10 @@ def clear_half_model(run_folder: Path) -> None:
     shutil.rmtree(run_folder / STAGED, ignore_errors=True)
 
 
-def summary(recipe: str, trainer: FreeEnergyTrainer, folder: RunFolder, seconds: float, exact) -> dict[str, Any]:
-    """The content of summary.json: steps, time, start and end of F, its terms and the testbed's exact p."""
+def summary(
+    recipe: str, trainer: FreeEnergyTrainer, folder: RunFolder, seconds: float, exact, support
+) -> dict[str, Any]:
+    """The content of summary.json: steps, time, start and end of F, its terms, the testbed's exact p, support."""
     return {
         "recipe": recipe,
         "steps": trainer.state.global_step,
@@ -80,6 +82,7 @@ def summary(recipe: str, trainer: FreeEnergyTrainer, folder: RunFolder, seconds:
         "families": exact.summary() if exact else {},
         "exact": {"start": exact.history[0], "end": exact.history[-1]} if exact else {},
         "free_energy": _first_and_last(folder.metrics),
+        "support": support.summary() if support else {},
     }
 
 

@@ -30,6 +30,7 @@ from fe_posttrain.recipe.settings import TESTBED, RunSettings
 from fe_posttrain.tasks import chain_sum, digits, gsm8k
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
+from fe_posttrain.tracking.callback import SupportCallback
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.optimizer import check_optimizer
@@ -107,12 +108,13 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
-    seconds = _train(trainer, path, opened, recipe, exact, console)
+    support = _support_callback(settings, data) if settings.support else None
+    seconds = _train(trainer, path, opened, recipe, [exact, support], console)
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
         model = save_final(trainer, data.example, equation(args), merge=settings.merge_adapter)
         if args.process_index == 0:
-            result = summary(str(path), trainer, opened.folder, seconds, exact)
+            result = summary(str(path), trainer, opened.folder, seconds, exact, support)
             opened.folder.write_json("samples.json", rows)
             opened.folder.write_json("summary.json", result)
             console.print()
@@ -242,7 +244,7 @@ def _train(
     path: str,
     opened: Opened,
     recipe: dict,
-    exact: ExactCallback | None,
+    measuring: list,
     console: Console,
 ) -> float:
     """Train until the end, or until a signal; returns the seconds that it took.
@@ -254,12 +256,12 @@ def _train(
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
-    families = [*recipe["prompts"], *recipe["demonstrations"]] if exact else []
+    families = [*recipe["prompts"], *recipe["demonstrations"]]
     progress = terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in families})
     trainer.remove_callback(PrinterCallback)
     with ExitStack() as closing:
         closing.callback(progress.close)
-        callbacks = [exact, progress]
+        callbacks = [*measuring, progress]
         if trainer.accelerator.is_main_process:
             callbacks.append(MetricsCallback(opened.folder))
             if "wandb" in recipe["report_to"]:
@@ -292,6 +294,18 @@ def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_pat
         every=settings.probe_steps,
         reward_energy_weight=args.reward_energy_weight,
         beta_at=(lambda step: args.beta_at(step, trainer.state.max_steps)) if shows_gap else None,
+    )
+
+
+def _support_callback(settings: RunSettings, data: Data) -> SupportCallback:
+    testbed = digits.correct if settings.prompts or settings.demonstrations else None
+    signal = find_reward(settings.support_signal) if settings.support_signal else None
+    return SupportCallback(
+        data.probes.to_list(),
+        signal or (None if settings.reward_funcs else testbed),
+        labels=find_reward(settings.support_labels) if settings.support_labels else None,
+        channels={name: find_reward(path) for name, path in settings.support_channels.items()},
+        settings=settings,
     )
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from fe_posttrain.tracking.settings import SupportSettings
+
 TESTBED = "testbed"
 
 
@@ -10,11 +12,12 @@ def _key(help_text: str, *, default):
 
 
 @dataclass
-class RunSettings:
+class RunSettings(SupportSettings):
     """The keys of a recipe that name data, rewards and what is saved. TRL's names where TRL has one.
 
     `model_name_or_path` (of TRL's ModelConfig) is a folder, a Hub name, or `testbed`. Data come from `dataset_name`
     and `demonstration_dataset_name` (one's own), or from `prompts` and `demonstrations` (families of the testbed).
+    What is tracked of accessible support is set by the `support_...` keys of SupportSettings.
     """
 
     dataset_name: str | None = _key(

@@ -11,7 +11,7 @@ from fe_posttrain.tasks.files import TASKS
 from fe_posttrain.training.rewards import find_reward
 
 READ = (".jsonl", ".json", ".parquet")
-_DATA = ("dataset_name", "eval_dataset_name", "demonstration_dataset_name")
+_DATA = ("dataset_name", "eval_dataset_name", "demonstration_dataset_name", "support_dataset_name")
 _FILES = ("chat_template_path", "deepspeed", "fsdp_config", "accelerator_config")
 _TABLES = (*READ, ".csv", ".tsv", ".txt", ".arrow", ".xlsx", ".yaml", ".gz", ".zip")
 
@@ -37,6 +37,12 @@ def not_found(run: SimpleNamespace) -> Iterator[tuple[str, str]]:
     for entry in run.reward_funcs:
         if text := _reward(entry):
             yield "reward_funcs", text
+    for key in ("support_signal", "support_labels"):
+        if (name := getattr(run, key)) and (text := _reward(name)):
+            yield key, text
+    for name, path in run.support_channels.items():
+        if text := _reward(path):
+            yield "support_channels", f"{name}: {text}"
 
 
 def _looks_local(name: str) -> bool:

@@ -112,6 +112,17 @@ def verify(prompt: str, completion: str) -> bool:
     return completion in answers(prompt)
 
 
+def in_turns(prompts: Sequence[str], sample: Callable[[list[str]], list[str]], **kwargs: Any) -> list[str]:
+    """A channel for `support_channels`: ask for one operation at a time and feed each answer into the next."""
+    operations = [prompt[:-LIST_LENGTH] for prompt in prompts]
+    states = [prompt[-LIST_LENGTH:] for prompt in prompts]
+    for turn in range(max(map(len, operations))):
+        asked = [i for i, letters in enumerate(operations) if turn < len(letters)]
+        for i, state in zip(asked, sample([operations[i][turn] + states[i] for i in asked]), strict=True):
+            states[i] = state
+    return states
+
+
 def correct(prompts: Sequence[str], completions: Sequence[str], **kwargs: Any) -> list[float]:
     """The verifier as a reward function with TRL's signature: 1.0 for a correct completion, else 0.0."""
     return [float(verify(x, y)) for x, y in zip(prompts, completions, strict=True)]

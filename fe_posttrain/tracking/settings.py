@@ -19,7 +19,9 @@ class SupportSettings:
 
     support: bool = _key(False, "Track accessible support: ledger, displacement, probes, verdict.")
     support_dataset_name: str | None = _key(
-        None, "Probe prompts, held out: as dataset_name; default the evaluation prompts, or held-out testbed prompts."
+        None,
+        "Probe prompts, held out: as dataset_name; default the evaluation prompts, or held-out prompts of every "
+        "testbed family.",
     )
     support_dataset_split: str = _key("train", "Split that holds the probe prompts.")
     support_rows: int = _key(256, "At most so many probe prompts, the first ones (testbed: probe_rows per family).")
@@ -32,11 +34,11 @@ class SupportSettings:
         None, "A function of prompts and completions that labels each completion; every label is tracked."
     )
     support_labels_pooled: bool = _key(True, "Labels over all prompts together; false: for each prompt.")
-    support_channels: list[str] = field(
-        default_factory=list,
+    support_channels: dict[str, str] = field(
+        default_factory=dict,
         metadata={
-            "help": "Augmented samplers of the reference by dotted path or file.py:function; tried where plain "
-            "sampling is shut out."
+            "help": "Augmented samplers of the reference, name: package.module:function or file.py:function; tried "
+            "where plain sampling is shut out."
         },
     )
     support_budget: int | None = _key(

@@ -65,11 +65,13 @@ _RANGES: dict[Range, str] = {
     "num_generations_eval max_completion_length max_length dataset_num_proc vllm_max_model_length "
     "vllm_tensor_parallel_size ref_model_sync_steps max_tool_calling_iterations "
     "save_total_limit torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb pad_to_multiple_of "
-    "lora_r lora_alpha prompt_rows demonstration_rows probe_rows probe_steps",
+    "lora_r lora_alpha prompt_rows demonstration_rows probe_rows probe_steps support_rows support_budget "
+    "support_batch_size",
     Range("a group is compared with itself", 2): "num_generations",
+    Range("draws are split in halves", 2): "support_draws support_reference_draws support_displacement_rows",
     Range("it counts optimizer steps; -1 leaves it to num_train_epochs", 1, also=(-1,)): "max_steps",
     Range("it counts tokens; 0 keeps all", 0, also=(-1,)): "top_k",
-    COUNT_FROM_0: "dataloader_num_workers num_completions_to_print",
+    COUNT_FROM_0: "dataloader_num_workers num_completions_to_print support_steps support_displacement_steps",
     STEPS: "save_steps logging_steps",
     Range("it counts optimizer steps, or below 1 is a share of the run", 0): "eval_steps eval_delay warmup_steps",
     POSITIVE: "num_train_epochs loss_divisor repetition_penalty delta sapo_temperature_neg sapo_temperature_pos "
@@ -84,6 +86,7 @@ _RANGES: dict[Range, str] = {
     Range("it is a share of the GPU's memory", 0, 1, open_low=True): "vllm_gpu_memory_utilization",
     Range("it is the share that is dropped", 0, 1, open_high=True): "lora_dropout",
     DECAY: "adam_beta1 adam_beta2",
+    Range("it is an error probability", 0, 1, open_low=True, open_high=True): "support_alpha support_delta",
     SECONDS: "reward_timeout vllm_server_timeout ddp_timeout",
     SEED: "seed data_seed",
     PORT: "vllm_server_port vllm_group_port",

@@ -9,6 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from transformers import TrainerCallback
 
+from fe_posttrain.view import support
+
 # (label, logged key): the order in which a person asks.
 _SHOWN = (
     ("F", "free_energy/total"),
@@ -90,6 +92,10 @@ def summarise(console: Console, summary: Mapping, samples: list[Mapping]) -> Non
     if summary["families"]:
         rows = [(name, _probability(v["start"]), _probability(v["end"])) for name, v in summary["families"].items()]
         _table(console, "Exact probability of a correct completion, held-out prompts", ("family", "start", "end"), rows)
+    if off := summary["support"].get("off"):
+        console.print(f"support was not tracked to the end: {escape(off)}", highlight=False)
+    elif summary["support"]:
+        support.show(console, summary["support"])
 
 
 def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
