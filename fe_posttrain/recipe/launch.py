@@ -108,7 +108,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
-    support = _support_callback(settings, data) if settings.support else None
+    support = _support_callback(settings, data, console) if settings.support else None
     seconds = _train(trainer, path, opened, recipe, [exact, support], console)
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
@@ -297,7 +297,7 @@ def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_pat
     )
 
 
-def _support_callback(settings: RunSettings, data: Data) -> SupportCallback:
+def _support_callback(settings: RunSettings, data: Data, console: Console) -> SupportCallback:
     testbed = digits.correct if settings.prompts or settings.demonstrations else None
     signal = find_reward(settings.support_signal) if settings.support_signal else None
     return SupportCallback(
@@ -306,6 +306,7 @@ def _support_callback(settings: RunSettings, data: Data) -> SupportCallback:
         labels=find_reward(settings.support_labels) if settings.support_labels else None,
         channels={name: find_reward(path) for name, path in settings.support_channels.items()},
         settings=settings,
+        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
     )
 
 

@@ -97,6 +97,8 @@ def _work_lines(
         drawn = -(-steps.total * steps.rows // block) * args.generation_batch_size
         longest = args.max_completion_length
         yield "sampled", f"{drawn:,} completions of at most {longest:,} tokens: at most {drawn * longest:,} tokens"
+    if data.probes is not None:
+        yield "support", _probing(settings, len(data.probes))
     if "demonstrations" not in data.fits:
         return
     passes = steps.epochs
@@ -113,6 +115,17 @@ def _work_lines(
         "demonstrated",
         f"{len(fit.tokens):,} demonstrations of {tokens:,} tokens, {fit.trained:,} of them trained, "
         f"x {passes:.2f} = {about}{round(passes * tokens):,} tokens",
+    )
+
+
+def _probing(settings: RunSettings, prompts: int) -> str:
+    """What tracking of support draws beside training."""
+    drawn = prompts * 2 * (settings.support_draws // 2)
+    most = prompts * (settings.support_draws + 2 * settings.support_reference_draws)
+    when = f"every {settings.support_steps:,} steps and at the end" if settings.support_steps else "at the end"
+    return (
+        f"{prompts:,} probe prompts x {settings.support_draws} draws = {drawn:,} completions {when}; once and cached, "
+        f"{prompts * settings.support_draws:,} to {most:,} of the reference"
     )
 
 

@@ -17,7 +17,7 @@ from fe_posttrain.tracking.bank import Plan, banks_folder, cached
 from fe_posttrain.tracking.channels import Channel
 from fe_posttrain.tracking.drawing import Drawing, together
 from fe_posttrain.tracking.probes import Probes, Round
-from fe_posttrain.tracking.reporting import mean_over_prompts, metrics_of, reported, training_shares
+from fe_posttrain.tracking.reporting import in_brief, mean_over_prompts, metrics_of, reported, training_shares
 from fe_posttrain.tracking.riding import Displacements, Riding, gap_estimates
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal, rows_hash
@@ -47,6 +47,7 @@ class SupportCallback(TrainerCallback):
         channels: name -> augmented sampler of the reference; see `channels`.
         settings: how much is drawn and at which level; `support_...` keys.
         cache: folder of reference banks.
+        say: told one line when the reference is drawn and at each probe in mid-run; main process only.
 
     Raises:
         ValueError: before training, for what cannot be tracked: no prompts, a graded signal without a threshold.
@@ -61,6 +62,7 @@ class SupportCallback(TrainerCallback):
         channels: dict[str, Callable] | None = None,
         settings: SupportSettings | None = None,
         cache: str | Path | None = None,
+        say: Callable[[str], None] = logger.info,
     ):
         self.settings = settings or SupportSettings()
         self.rows = [dict(row) for row in prompts]
@@ -69,6 +71,7 @@ class SupportCallback(TrainerCallback):
         self.labels, self._signal = labels, signal
         self.channels = [Channel(name, function) for name, function in (channels or {}).items()]
         self.cache = Path(cache) if cache else banks_folder()
+        self._tell = say
         self.off: str | None = None
         self.trainer = None
         self.probes: Probes | None = None
@@ -245,6 +248,7 @@ class SupportCallback(TrainerCallback):
             delta=key.delta,
             alpha=key.alpha,
         )
+        self._say(f"support: {len(self.rows)} probe prompts, B = {budget}; the reference's bank is in {self.cache}")
         with self._reference() as model:
             bank = cached(identity, len(self.rows), plan, lambda *asked: probes.judged(model, *asked), self.cache)
             probes.know_reference(bank, self.channels, model)
@@ -313,6 +317,8 @@ class SupportCallback(TrainerCallback):
             tag, pooled = self.settings.support_tag, self.settings.support_labels_pooled
             self._report = reported(self.probes, found, self._reference_words(), tag, ended, pooled_labels=pooled)
             self._unlogged |= metrics_of(self._report)
+            if not last:
+                self._say(f"probe at step {step}: {in_brief(self._report)}")
 
     def _end_displacement(self, found: Round, batch) -> Closure | None:
         """The last window ends with the probe's draws, which nothing was trained on; then sum against probes."""
@@ -359,6 +365,10 @@ class SupportCallback(TrainerCallback):
             raise
         except Exception as error:
             self._switch_off(f"{type(error).__name__}: {error}")
+
+    def _say(self, line: str) -> None:
+        if self.trainer.accelerator.is_main_process:
+            self._tell(line)
 
     def _switch_off(self, reason: str) -> None:
         self.off, self._reason = "here", reason

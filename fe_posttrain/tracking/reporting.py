@@ -74,6 +74,13 @@ def metrics_of(body: dict[str, Any]) -> dict[str, float]:
     return {key: value for key, value in found.items() if value is not None}
 
 
+def in_brief(body: dict[str, Any]) -> str:
+    """The terms of the verdict on one line, percentage points; lower ends where they are certified."""
+    terms = body["verdict"]
+    certified = ", ".join(f"{name} >= {terms[name]['low']:.1f}" for name in ("elicited", "created", "lost"))
+    return f"gain {terms['gain']['value']:+.1f} points, {certified} at B = {body['key']['budget']}"
+
+
 def training_shares(rows: Sequence[dict], train_dataset, tag: str) -> np.ndarray:
     """Weight of each probe prompt (M,), mean 1: families count as they do among the training prompts."""
     if not (all(tag in row for row in rows) and tag in train_dataset.column_names):
