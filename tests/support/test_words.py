@@ -125,6 +125,7 @@ def test_too_few_reference_draws_to_certify_creation_are_said():
     assert said in sentence(KEY, weak, reference_draws=99)
     assert "100 B" not in sentence(KEY, weak, reference_draws=102400)
     assert "100 B" not in sentence(KEY, verdict(UP, elicited=(38, 42), created=(0, 0.01)), reference_draws=99)
+    assert "100 B" not in sentence(KEY, verdict(FLAT, created=(0, 9)), reference_draws=99)
 
 
 @pytest.mark.parametrize(
