@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FAILED_ON = 4
+BAD_INPUT, FAILED_ON = 2, 4
 
 
 def main() -> int:
@@ -40,9 +40,9 @@ def main() -> int:
         if words.json:
             _write(words.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     except OSError as error:
-        parser.error(f"{error.filename}: {error.strerror}; write a path that can be opened")
+        return _refuse(f"{error.filename}: {error.strerror}; write a path that can be opened")
     except ValueError as error:
-        parser.error(str(error))
+        return _refuse(str(error))
     return _show(report, words.fail_on)
 
 
@@ -93,17 +93,19 @@ def _measure_counts(words: argparse.Namespace) -> dict:
     from fe_posttrain.support.counts import read_counts
     from fe_posttrain.support.report import report_of_counts
 
-    both = f"of {words.reference_counts} and {words.trained_counts}"
+    paths = words.reference_counts, words.trained_counts
+    names = [Path(path).name for path in paths]
+    before, after = names if names[0] != names[1] else paths
+    both = f"of {before} and {after}"
     key = Key(
-        reference=words.reference or words.reference_counts,
+        reference=words.reference or before,
         decoding=words.decoding or both,
         verifier=words.verifier or both,
         budget=words.budget,
         delta=words.delta,
         alpha=words.alpha,
     )
-    reference, trained = read_counts(words.reference_counts), read_counts(words.trained_counts)
-    return report_of_counts(key, reference, trained, words.seed)
+    return report_of_counts(key, *map(read_counts, paths), words.seed)
 
 
 def _show(report: dict, fail_on: list[str]) -> int:
@@ -116,6 +118,11 @@ def _show(report: dict, fail_on: list[str]) -> int:
     if certified:
         print(f"--fail-on: {' and '.join(certified)} certified", file=sys.stderr)
     return FAILED_ON if certified else 0
+
+
+def _refuse(message: str) -> int:
+    print(message, file=sys.stderr)
+    return BAD_INPUT
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from fe_posttrain.support.budgets import Key
 from fe_posttrain.support.verdict import Verdict
 
 VOIDING = ("bar",)  # failed, nothing that rests on log-weights holds
-_POWER = 100  # reference draws per draw of the budget that certifying creation takes
+_POWER = 100  # reference draws per draw of the budget that certifying creation in full takes
 
 
 def sentence(
@@ -21,7 +21,8 @@ def sentence(
 
     Args:
         checks: name -> {"verdict": "passed", "failed" or "not checked", "why": a few words, where there are any}.
-        reference_draws: of all prompts together; where they are too few to certify creation, it says so.
+        reference_draws: of all prompts together; where a gain is there and they are too few to certify creation in
+            full, it says so.
     """
     checks = checks or {}
     void = [name for name in VOIDING if name in checks and checks[name]["verdict"] == "failed"]
@@ -97,9 +98,10 @@ def _relative(key: Key, checks: Mapping[str, Mapping]) -> str:
 
 def _power(verdict: Verdict, reference_draws: int | None) -> str:
     needed = _POWER * verdict.budget
-    if reference_draws is None or reference_draws >= needed or verdict.created.high < 0.1:
+    enough = reference_draws is None or reference_draws >= needed
+    if enough or verdict.gain.low <= 0 or verdict.created.high < 0.1:
         return ""
-    return f" (to certify creation takes about 100 B = {needed} draws of the reference; there were {reference_draws})"
+    return f" (certifying it in full takes about 100 B = {needed} draws of the reference; there were {reference_draws})"
 
 
 def _named(check: str) -> str:

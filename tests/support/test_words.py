@@ -121,10 +121,11 @@ def test_checks_that_were_not_made_are_named_and_void_nothing():
 
 def test_too_few_reference_draws_to_certify_creation_are_said():
     weak = verdict(UP, elicited=(20, 42), created=(0, 22))
-    said = "(to certify creation takes about 100 B = 102400 draws of the reference; there were 99)"
+    said = "(certifying it in full takes about 100 B = 102400 draws of the reference; there were 99)"
     assert said in sentence(KEY, weak, reference_draws=99)
     assert "100 B" not in sentence(KEY, weak, reference_draws=102400)
     assert "100 B" not in sentence(KEY, verdict(UP, elicited=(38, 42), created=(0, 0.01)), reference_draws=99)
+    assert "100 B" not in sentence(KEY, verdict(FLAT, created=(0, 9)), reference_draws=99)
 
 
 @pytest.mark.parametrize(
