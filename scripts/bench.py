@@ -3,6 +3,7 @@
 
     scripts/bench.py                          GRPOTrainer, RLOOTrainer and SFTTrainer, about 4 minutes
     scripts/bench.py --pairs 5 --only rloo    one of them, quicker
+    scripts/bench.py --support                what tracking of support costs a step, about 2 minutes
     scripts/bench.py --json result.json       and keep the record
 
 A ratio below 1 means less than TRL; the intervals are of the median ratio. Time is taken on the testbed's model,
@@ -151,17 +152,45 @@ def table(record: dict) -> Table:
     return shown
 
 
+def support_record(console: Console, rounds: int = 24) -> dict:
+    """Measure and show what tracking costs."""
+    with console.status("a run with tracking by turns"):
+        import bench_support
+
+        from fe_posttrain.training.run import library_versions
+
+        record = bench_support.measure(rounds) | {"versions": library_versions()}
+    shown = Table("tracking, share of a step", box=None, header_style="bold")
+    for title in ("inside the event", "se", "ratio of steps", "se"):
+        shown.add_column(title, justify="right", no_wrap=True)
+    for name, what in (("ledger", "ledger and riding metrics"), ("displacement", "displacement beside them")):
+        part = record[name]
+        shares = f"{part['share_inside_event']:.2%}", f"{part['share_se']:.2%}"
+        shown.add_row(what, *shares, f"{part['ratio_of_steps']:.3f}", f"{part['ratio_se']:.3f}")
+    console.print(shown)
+    console.print(
+        f"a step without: {record['step_ms_without']:.1f} ms; {record['bytes_per_prompt']} bytes a prompt", style="dim"
+    )
+    return record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7, help="runs of each arm; half as many for memory (%(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="steps of a timed run, a fifth not counted (%(default)s)")
     parser.add_argument("--only", choices=list(COMPARISONS), help="one comparison")
+    parser.add_argument("--support", action="store_true", help="tracking on and off by turns in one run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     words = parser.parse_args()
     if words.pairs < 1 or words.steps < 2:
         parser.error("--pairs is at least 1 and --steps at least 2")
     warnings.filterwarnings("ignore", category=FutureWarning)
     console = Console()
+    if words.support:
+        record = support_record(console)
+        if words.json:
+            words.json.write_text(json.dumps(record, indent=2) + "\n")
+        return
     record = measure([words.only] if words.only else list(COMPARISONS), words.pairs, words.steps, console)
     console.print(table(record))
     load = record["load"]

@@ -50,7 +50,7 @@ def main() -> int:
         path = f"{error.filename}: {error.strerror}; write a path that can be opened"
         return _refuse(path if error.filename else str(error))
     except ValueError as error:
-        return _refuse(str(error))
+        return _refuse(str(error).replace("reward_funcs:", "--verifier:"))
     return _show(report, words.fail_on)
 
 

@@ -63,6 +63,8 @@ def compare(asked: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     Raises:
         ValueError: rows, models or verifier that cannot be measured.
     """
+    for name in (asked.reference, asked.trained):
+        _check_named(name)
     rows = load_rows(asked.prompts, split=asked.split)
     check_prompts(rows)
     if asked.system_prompt:
@@ -100,6 +102,14 @@ def compare(asked: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
     found, _ = probes.round(trained, lambda: nullcontext(reference), 0, asked.draws)
     name = f"{Path(asked.reference).name} ({weights})"
     return reported(probes, found, name, asked.tag, None, pooled_labels=True)
+
+
+def _check_named(model: str) -> None:
+    """A folder that is meant is there; whether the Hub has a name shows when it is asked."""
+    path = Path(model).expanduser()
+    local = path.exists() or model.startswith((".", "~", "/")) or model.count("/") > 1
+    if local and not (path / "config.json").is_file():
+        raise ValueError(f"{model}: no folder with config.json; write one, or a name of the Hub")
 
 
 def _one_tokenizer(asked: Comparison):
