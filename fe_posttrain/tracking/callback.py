@@ -18,7 +18,7 @@ from fe_posttrain.tracking.channels import Channel
 from fe_posttrain.tracking.drawing import Drawing, together
 from fe_posttrain.tracking.probes import Probes, Round
 from fe_posttrain.tracking.reporting import in_brief, mean_over_prompts, metrics_of, reported, training_shares
-from fe_posttrain.tracking.riding import Displacements, Riding, gap_estimates
+from fe_posttrain.tracking.riding import Displacements, Riding
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal, rows_hash
 from fe_posttrain.tracking.weights import KeptWeights, weights_hash
@@ -106,7 +106,7 @@ class SupportCallback(TrainerCallback):
         with self._guarded():
             correct = self._correct(rollouts)
             if self.riding is not None:
-                metrics |= self.riding.update(rollouts, correct) | self._gaps(rollouts)
+                self.riding.add(rollouts, correct, self.trainer._beta_in_force)
         windows = self.displacements
         if windows is not None and windows.due(rollouts.step) and self._still_on():
             with self._guarded():
@@ -127,7 +127,10 @@ class SupportCallback(TrainerCallback):
             self._probe(state.global_step, last=True)
 
     def metrics_to_log(self) -> dict[str, float]:
-        """What probes found since the last call."""
+        """What rode on the rollouts and what probes found, since the last call."""
+        if self.off is None and self.riding is not None:
+            with self._guarded():
+                self._unlogged |= self.riding.flush()
         unlogged, self._unlogged = self._unlogged, {}
         return unlogged
 
@@ -137,6 +140,7 @@ class SupportCallback(TrainerCallback):
             return {"off": self._reason}
         found = dict(self._report)
         if self.riding is not None:
+            self.riding.flush()
             certified, drawn = self.riding.certified_in()
             found["ledger"] = {
                 "training_prompts_in": certified,
@@ -257,11 +261,14 @@ class SupportCallback(TrainerCallback):
         self.probes = probes
 
     def _set_up_riding(self, key: Key) -> None:
-        trainer, settings = self.trainer, self.settings
+        trainer, args, settings = self.trainer, self.trainer.args, self.settings
         if trainer.accelerator.is_main_process:
             prompts = np.array([prompt_key(prompt) for prompt in trainer.train_dataset["prompt"]], dtype=np.int64)
-            self.riding = Riding(prompts, key.budget, key.delta, key.alpha)
-            if not trainer.args.uses_reference:
+            weights = None
+            if not args.demonstration_energy_weight:  # with demonstrations the optimum is another
+                weights = args.reward_energy_weight * trainer.reward_weights.cpu().numpy()
+            self.riding = Riding(prompts, key.budget, key.delta, key.alpha, weights)
+            if not args.uses_reference:
                 logger.warning("support: beta is 0, so rollouts are not scored under the reference: no ledger")
         if settings.support_displacement_steps:
             self.displacements = Displacements(
@@ -299,14 +306,6 @@ class SupportCallback(TrainerCallback):
                 return signal.of_values(rollouts.rewards[:, i])
         mine = together(lambda: signal.asked(rollouts.inputs, rollouts.completions).tolist())
         return np.array(mine)
-
-    def _gaps(self, rollouts: Rollouts) -> dict[str, float]:
-        args, beta = self.trainer.args, self.trainer._beta_in_force
-        if rollouts.log_reference is None or not beta or args.demonstration_energy_weight:
-            return {}
-        weights = self.trainer.reward_weights.cpu().numpy()
-        reward = args.reward_energy_weight * np.nansum(rollouts.rewards * weights, axis=1)
-        return gap_estimates(reward - beta * (rollouts.log_policy - rollouts.log_reference), beta)
 
     def _probe(self, step: int, last: bool) -> None:
         if self.off == "everywhere" or self.probes is None or not self._still_on():

@@ -16,36 +16,76 @@ LEDGER_FILE = "support_ledger.npz"
 
 
 class Riding:
-    """The ledger of the training prompts and the metrics of each generation; NumPy on N numbers, on one process.
+    """The ledger of the training prompts and metrics of their rollouts; NumPy on one process.
+
+    Rollouts wait until somebody looks (a log row, a summary) and are then entered together: the shares that the
+    ledger bets depend on what was entered before, so the bound holds all the same, and a step pays for keeping a few
+    numbers a row.
 
     Args:
         prompts: `prompt_key` of every training prompt.
         budget, delta, alpha: as in `support.budgets`.
+        reward_weights: w_r times the weight of each reward function; None where F - F* is not to be estimated.
     """
 
-    def __init__(self, prompts: np.ndarray, budget: int, delta: float, alpha: float):
+    def __init__(
+        self, prompts: np.ndarray, budget: int, delta: float, alpha: float, reward_weights: np.ndarray | None = None
+    ):
+        self._reward_weights = reward_weights
         self.keys = np.unique(np.asarray(prompts, dtype=np.int64))
         self.ledger = Ledger(len(self.keys), budget, delta, alpha)
         self._level = int(np.argmin(np.abs(self.ledger.levels - threshold(budget, delta))))
+        self._waiting: list[dict[str, np.ndarray]] = []
 
-    def update(self, rollouts: Rollouts, correct: np.ndarray) -> dict[str, float]:
-        """Enter rollouts, (N,) correct or not; returns the metrics of the step, of what can be computed."""
-        metrics = {"support/correct": float(correct.mean())}
-        prompt = np.searchsorted(self.keys, rollouts.prompt)
-        if not np.array_equal(self.keys[np.minimum(prompt, len(self.keys) - 1)], rollouts.prompt):
+    def add(self, rollouts: Rollouts, correct: np.ndarray, beta: float) -> None:
+        """Keep a generation, all of its rows.
+
+        Args:
+            correct: (N,) whether each shows the behaviour.
+            beta: in force.
+
+        Raises:
+            ValueError: the log-prob of a correct row is not finite.
+        """
+        kept = {"prompt": rollouts.prompt, "correct": correct}
+        if rollouts.log_reference is not None:
+            log_ratio = rollouts.log_policy - rollouts.log_reference
+            kept |= {"log_ratio": log_ratio, "rewards": rollouts.rewards, "beta": np.array([beta])}
+            if rollouts.log_sampler is not None:
+                kept["log_weight"] = rollouts.log_reference - rollouts.log_sampler
+        for name in kept.keys() & {"log_ratio", "log_weight"}:
+            if not np.isfinite(kept[name][correct]).all():
+                row = int(np.flatnonzero(correct & ~np.isfinite(kept[name]))[0])
+                raise ValueError(f"row {row} of step {rollouts.step} is correct and its log-probs are not finite")
+        self._waiting.append(kept)
+
+    def flush(self) -> dict[str, float]:
+        """Enter what waits into the ledger; metrics of those rows, of what can be computed from them."""
+        if not self._waiting:
+            return {}
+        names = set.intersection(*map(set, self._waiting))
+        rows = {name: np.concatenate([kept[name] for kept in self._waiting]) for name in names}
+        self._waiting = []
+        prompt, correct = np.searchsorted(self.keys, rows["prompt"]), rows["correct"]
+        if not np.array_equal(self.keys[np.minimum(prompt, len(self.keys) - 1)], rows["prompt"]):
             raise ValueError("a rollout's prompt is not in train_dataset; the ledger was made for that one")
         groups = np.unique(prompt, return_inverse=True)[1]
-        hit = np.bincount(groups, weights=correct)
-        metrics["support/zero_hit_prompts"] = float((hit == 0).mean())
-        if rollouts.log_reference is None or rollouts.log_sampler is None:
-            return metrics
-        self.ledger.update(prompt, correct, rollouts.log_reference - rollouts.log_sampler)
-        seen = self.ledger.drawn > 0
-        metrics["support/ledger_in"] = float((self.ledger.certified[seen] > self._level).mean())
-        return metrics | self._of_log_ratios(rollouts, correct)
+        metrics = {
+            "support/correct": float(correct.mean()),
+            "support/zero_hit_prompts": float((np.bincount(groups, weights=correct) == 0).mean()),
+        }
+        if "log_weight" in rows:
+            self.ledger.update(prompt, correct, rows["log_weight"])
+            seen = self.ledger.drawn > 0
+            metrics["support/ledger_in"] = float((self.ledger.certified[seen] > self._level).mean())
+        if "log_ratio" in rows:
+            metrics |= self._of_log_ratios(rows["log_ratio"], correct)
+            if self._reward_weights is not None and (rows["beta"] == rows["beta"][0]).all():
+                reward = np.nansum(rows["rewards"] * self._reward_weights, axis=1)
+                metrics |= _gaps(reward, rows["log_ratio"], float(rows["beta"][0]))
+        return metrics
 
-    def _of_log_ratios(self, rollouts: Rollouts, correct: np.ndarray) -> dict[str, float]:
-        log_ratio = rollouts.log_policy - rollouts.log_reference
+    def _of_log_ratios(self, log_ratio: np.ndarray, correct: np.ndarray) -> dict[str, float]:
         metrics, kl = {}, float(log_ratio.mean())
         if correct.any():
             metrics["support/outside_mass"] = float(outside_mass(log_ratio[correct], self.ledger.budget))
@@ -64,7 +104,9 @@ class Riding:
         return int(((self.ledger.drawn > 0) & (self.ledger.correct == 0)).sum())
 
     def save(self, folder: Path) -> None:
-        np.savez(folder / LEDGER_FILE, keys=self.keys, **self.ledger.state())
+        """The ledger and what waits, as they are."""
+        waiting = {f"{i}/{name}": value for i, kept in enumerate(self._waiting) for name, value in kept.items()}
+        np.savez(folder / LEDGER_FILE, keys=self.keys, **self.ledger.state(), **waiting)
 
     def load(self, folder: Path) -> None:
         """Take back what `save` wrote.
@@ -72,17 +114,27 @@ class Riding:
         Raises:
             ValueError: it is of other prompts.
         """
-        with np.load(folder / LEDGER_FILE, allow_pickle=False) as kept:
-            if not np.array_equal(kept["keys"], self.keys):
-                raise ValueError("support: the training prompts are not those of the checkpoint; resume with the same")
-            self.ledger.load_state({name: kept[name] for name in self.ledger.state()})
+        with np.load(folder / LEDGER_FILE, allow_pickle=False) as file:
+            kept = dict(file)
+        if not np.array_equal(kept["keys"], self.keys):
+            raise ValueError("support: the training prompts are not those of the checkpoint; resume with the same")
+        self.ledger.load_state(kept)
+        self._waiting = []
+        for name in sorted((name for name in kept if "/" in name), key=lambda name: int(name.split("/")[0])):
+            number, column = name.split("/")
+            if int(number) == len(self._waiting):
+                self._waiting.append({})
+            self._waiting[-1][column] = kept[name]
 
 
-def gap_estimates(shaped: np.ndarray, beta: float) -> dict[str, float]:
-    """Both estimates of F - F* from shaped rewards of a step, energy units; no more than a description."""
+def _gaps(reward: np.ndarray, log_ratio: np.ndarray, beta: float) -> dict[str, float]:
+    """Both estimates of F - F* from shaped rewards, energy units; no more than a description."""
+    shaped = reward - beta * log_ratio
+    if not (beta > 0 and len(shaped) > 1):
+        return {}
     return {
-        "support/gap_jarzynski": float(jarzynski_gap(shaped, beta)),
-        "support/gap_cumulant": float(cumulant_gap(shaped, beta)),
+        "support/gap_jarzynski": jarzynski_gap(shaped, beta),
+        "support/gap_cumulant": cumulant_gap(shaped, beta),
     }
 
 

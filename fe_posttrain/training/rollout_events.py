@@ -89,10 +89,11 @@ class RolloutEvents:
             "completions": completions,
             "batch": {key: batch[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")},
             "mask": mask,
-            "log_sampler": _total(batch.get("sampling_per_token_logps"), mask),
             "log_reference": _total(reference, mask),
             "log_policy": _total(log_policy, mask),
         }
+        sampled = batch.get("sampling_per_token_logps")
+        self._pending["log_sampler"] = self._pending["log_policy"] if sampled is log_policy else _total(sampled, mask)
         if log_policy is None:
             batch["rollout_row"] = torch.arange(len(mask), device=mask.device)
             self._pending["log_policy"] = torch.zeros(len(mask), device=mask.device)
@@ -113,14 +114,15 @@ class RolloutEvents:
     def _tell(self) -> None:
         trainer, found, self._pending = self.trainer, self._pending, None
         keys = [prompt_key(row["prompt"]) for row in found["inputs"]]
-        keys = torch.tensor(keys, device=trainer.accelerator.device)
-        named = [name for name in ("log_policy", "log_sampler", "log_reference") if found[name] is not None]
-        sums = trainer.accelerator.gather(torch.stack([found[name] for name in named], dim=1)).cpu().numpy()
-        sums = dict(zip(named, sums.T, strict=True))
+        sums = {name: found[name] for name in ("log_policy", "log_sampler", "log_reference") if found[name] is not None}
+        if trainer.accelerator.num_processes > 1:
+            keys = trainer.accelerator.gather(torch.tensor(keys, device=trainer.accelerator.device)).cpu()
+            sums = {name: trainer.accelerator.gather(values) for name, values in sums.items()}
+        sums = {name: values.cpu().numpy() for name, values in sums.items()}
         rank, rows = trainer.accelerator.process_index, len(keys)
         event = Rollouts(
             step=found["step"],
-            prompt=trainer.accelerator.gather(keys).cpu().numpy(),
+            prompt=np.asarray(keys, dtype=np.int64),
             rewards=found["rewards"].cpu().numpy(),
             reward_names=tuple(trainer.reward_func_names),
             log_sampler=sums.get("log_sampler", sums["log_policy"] if self._draws_from_policy() else None),
