@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fe_posttrain.support.attribution import LARGEST, attributed_share, half_gain_budget
-from fe_posttrain.support.budgets import Key, ladder_with
+from fe_posttrain.support.budgets import Key, ladder_with, threshold
 from fe_posttrain.support.calls import Evidence, counts_by_regime, regimes
 from fe_posttrain.support.counts import Counts, aligned
+from fe_posttrain.support.population import npmle
 from fe_posttrain.support.sightings import null_floor, sightings
 from fe_posttrain.support.verdict import Term, Verdict, verdict_of_counts
 from fe_posttrain.support.words import VOIDING, sentence
 
 SIDES = ("reference", "trained")
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def report(
@@ -46,7 +48,8 @@ def report(
     Keys: `verdict` (gain, elicited, created, undetermined, lost, each {"value", "low", "high"} in percentage points;
     undetermined has a value only), `attribution` ([{"budget", "share"}], share None without a gain), `b50` (a number
     or None) and `b50_above` (4^10 where A(B) stays below .5 up to there, else None), `null_floor`, `srr`, `ndr`,
-    `sds`, `nscr` (None where undefined), `sightings`, `calls` ({side: {regime: prompts}}), `key`, `prompts`, `draws`,
+    `sds`, `nscr` (None where undefined), `sightings`, `population` ({side: cover by budget, quantiles of p}),
+    `calls` ({side: {regime: prompts}}), `key`, `prompts`, `draws`,
     `sentence`, `checks`, and `families` ({name: the same without families}), empty where there are no tags.
 
     Raises:
@@ -126,6 +129,7 @@ def _body(
         "calls": {side: counts_by_regime(found[side]) for side in SIDES},
         **_attribution(reference.p, trained.p, key.budget),
         **_sightings(reference.evened(seed), trained.evened(seed + 1)),
+        "population": {name: _population(side, key) for name, side in zip(SIDES, (reference, trained), strict=True)},
         "checks": checks,
     }
 
@@ -152,6 +156,13 @@ def _sightings(reference: Counts, trained: Counts) -> dict[str, Any]:
         "null_floor": {"expanded": float(expanded), "shrunk": float(shrunk)},
         **{name: _number(getattr(seen, name)) for name in ("srr", "ndr", "sds", "nscr")},
     }
+
+
+def _population(side: Counts, key: Key) -> dict[str, Any]:
+    """How p is spread over a population of such prompts, by maximum likelihood: a description."""
+    spread = npmle(side.correct, side.drawn)
+    cover = [{"budget": b, "share": spread.cover(float(threshold(b, key.delta)))} for b in ladder_with(key.budget)]
+    return {"cover": cover, "quantiles": {f"{q:g}": float(spread.quantile(q)) for q in QUANTILES}}
 
 
 def _number(value: float | None) -> float | None:

@@ -11,7 +11,7 @@ from fe_posttrain.support.report import report, report_of_counts
 
 TERMS = ("gain", "elicited", "created", "undetermined", "lost")
 NAMES = {"sentence", "key", "prompts", "draws", "verdict", "calls", "attribution", "b50", "b50_above", "sightings"}
-NAMES |= {"null_floor", "srr", "ndr", "sds", "nscr", "checks", "families"}
+NAMES |= {"null_floor", "srr", "ndr", "sds", "nscr", "population", "checks", "families"}
 
 
 def key(budget=64) -> Key:
