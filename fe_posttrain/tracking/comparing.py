@@ -71,7 +71,16 @@ def compare(asked: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
         rows = with_system_prompt(rows, asked.system_prompt)
     rows = rows.select(range(min(asked.rows, len(rows)))).to_list()
     tokenizer = _one_tokenizer(asked)
-    reference, trained = (_model(name, asked) for name in (asked.reference, asked.trained))
+    models = [_model(name, asked) for name in (asked.reference, asked.trained)]
+    probes = probed(asked, rows, tokenizer, *models, banks_folder(), say)
+    name = f"{Path(asked.reference).name} ({probes.key.reference})"
+    return reported(probes, probes.rounds[-1], name, asked.tag, None, pooled_labels=True)
+
+
+def probed(
+    asked: Comparison, rows: list[dict], tokenizer, reference, trained, cache: Path, say: Callable[[str], None]
+) -> Probes:
+    """One round of probes of two loaded models on `rows`."""
     decoding = Decoding(asked.max_new_tokens, asked.temperature)
     signal = Signal(asked.verifier, asked.threshold)
     weights = weights_hash(reference)
@@ -95,13 +104,12 @@ def compare(asked: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
         "labels": "",
     }
     plan = Plan(asked.draws, asked.reference_draws, asked.budget, asked.delta, asked.alpha)
-    say(f"drawing {asked.reference} on {len(rows)} prompts; cached in {banks_folder()}")
-    bank = cached(identity, len(rows), plan, lambda *words: probes.judged(reference, *words), banks_folder())
+    say(f"drawing {asked.reference} on {len(rows)} prompts; cached in {cache}")
+    bank = cached(identity, len(rows), plan, lambda *words: probes.judged(reference, *words), cache)
     probes.know_reference(bank, (), reference)
     say(f"drawing {asked.trained}: {asked.draws} completions of each prompt")
-    found, _ = probes.round(trained, lambda: nullcontext(reference), 0, asked.draws)
-    name = f"{Path(asked.reference).name} ({weights})"
-    return reported(probes, found, name, asked.tag, None, pooled_labels=True)
+    probes.round(trained, lambda: nullcontext(reference), 0, asked.draws)
+    return probes
 
 
 def _check_named(model: str) -> None:
