@@ -270,7 +270,7 @@ def support_barrier() -> dict:
         )
         policy = run.accelerator.unwrap_model(run.model).eval()
         for number in range(5):
-            rows = probe_rows(FAMILIES, 10 + number)
+            rows = probe_rows(FAMILIES, 10 + 5 * seed + number)
             with tempfile.TemporaryDirectory() as cache:
                 probes = probed(asked, rows, tokenizer, base, policy, Path(cache), lambda line: None)
             probes_body = reported(probes, probes.rounds[-1], "testbed", "family", None, pooled_labels=True)
