@@ -221,6 +221,7 @@ def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
     os.replace(temporary, path)
 
 

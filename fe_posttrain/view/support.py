@@ -16,18 +16,19 @@ _TERMS = ("gain", "elicited", "created", "undetermined", "lost")
 _CERTIFIED = ("elicited", "created", "lost")
 
 
-def show(console: Console, report: Mapping) -> None:
-    """Print one report; about 30 lines, and one more a family."""
+def show(console: Console, report: Mapping, *, brief: bool = False) -> None:
+    """Print one report; about 30 lines, and one more a family; `brief`: the claims alone."""
     draws = "; ".join(f"{_draws(report['draws'][side])} of the {side}" for side in ("reference", "trained"))
     console.print(f"[bold]Verdict[/bold] at B = {report['key']['budget']}, percentage points", highlight=False)
     _print(console, _verdict(report))
     console.print("[bold]Prompts by regime[/bold]")
     _print(console, _regimes(report["calls"]))
-    console.print("[bold]Share of the gain that B draws of the reference explain[/bold] (as drawn; no claim)")
-    _print(console, _attribution(report))
-    console.print("[bold]Prompts solved at least once[/bold] (no claim), and what chance alone would show")
-    _print(console, _sightings(report))
-    console.print(f" {_ratios(report)}\n", highlight=False)
+    if not brief:
+        console.print("[bold]Share of the gain that B draws of the reference explain[/bold] (as drawn; no claim)")
+        _print(console, _attribution(report))
+        console.print("[bold]Prompts solved at least once[/bold] (no claim), and what chance alone would show")
+        _print(console, _sightings(report))
+        console.print(f" {_ratios(report)}\n", highlight=False)
     if report.get("families"):
         console.print("[bold]Families[/bold], percentage points, each line at alpha by itself")
         _print(console, _families(report["families"]))

@@ -95,7 +95,7 @@ def summarise(console: Console, summary: Mapping, samples: list[Mapping]) -> Non
     if off := summary["support"].get("off"):
         console.print(f"support was not tracked to the end: {escape(off)}", highlight=False)
     elif summary["support"]:
-        support.show(console, summary["support"])
+        support.show(console, summary["support"], brief=True)
 
 
 def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
