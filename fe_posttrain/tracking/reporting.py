@@ -29,7 +29,7 @@ def reported(
     tags = tuple(str(row[tag]) for row in probes.rows) if all(tag in row for row in probes.rows) else None
     before = Counts(names, *probes.bank.counts, tags, "reference")
     trained = Counts(names, *found.totals, tags, "trained")
-    checks = {"bar": found.bar, "guess_floor": _floor_check(found.guess_floor)}
+    checks = {"bar": _bar_check(found.bar), "guess_floor": _floor_check(found.guess_floor)}
     if ended is not None:
         checks["closure"] = _closure_check(ended)
     body = report(
@@ -99,12 +99,18 @@ def mean_over_prompts(p: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     return mean, float(np.sqrt(spread / max(1, len(p) - 1)))
 
 
+def _bar_check(bar: dict) -> dict[str, Any]:
+    return bar | {"why": f"{bar['df']:+.2f} nats, SE {bar['se']:.2f}"}
+
+
 def _floor_check(rate: float) -> dict[str, Any]:
     if np.isnan(rate):
         return {"verdict": "not checked", "rate": None}
-    return {"verdict": "passed" if rate <= LARGEST_FLOOR else "failed", "rate": rate}
+    why = f"{rate:.3f} of the completions pass for another prompt"
+    return {"verdict": "passed" if rate <= LARGEST_FLOOR else "failed", "rate": rate, "why": why}
 
 
 def _closure_check(ended: Closure) -> dict[str, Any]:
     closes = abs(ended.value) <= max(LARGEST_CLOSURE, 3 * ended.se)
-    return {"verdict": "passed" if closes else "failed", "value": ended.value, "se": ended.se}
+    why = f"{ended.value:+.2f} nats, SE {ended.se:.2f}"
+    return {"verdict": "passed" if closes else "failed", "value": ended.value, "se": ended.se, "why": why}
