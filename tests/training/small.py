@@ -80,7 +80,7 @@ def run(trainer_class, config_class, output_dir, *, settings: dict, **arguments)
     record = Record()
     args = config_class(output_dir=str(output_dir), **{**SETTINGS, **settings})
     arguments.setdefault("processing_class", TOKENIZER)
-    trainer = trainer_class(args=args, callbacks=[record], **arguments)
+    trainer = trainer_class(args=args, callbacks=[record, *arguments.pop("callbacks", [])], **arguments)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return record, trainer
