@@ -290,4 +290,20 @@ def _draws_at(budget: int, support: SupportCallback, fixed: dict[str, np.ndarray
                     ),
                 }
         found[family]["reference_draws_all_prompts"] = round(float(drawn[part].mean()), 1)
+        certified = probes.ledger.lower_bound()[part] >= float(threshold(budget)) * (1 - 1e-9)
+        found[family]["in_by_the_ledger_of_trained_draws"] = int(certified.sum())
+    found["basin, tail_10, tail_03 together"] = _together(called, wanted, drawn, trained_drawn)
     return found
+
+
+def _together(called: dict, wanted: dict, drawn: np.ndarray, trained_drawn: np.ndarray) -> dict:
+    """IN calls of the first three families, and what they took: called prompts alone, and with the ones left open."""
+    three = slice(0, 3 * PROBES)
+    these = called["reference"][three] == IN
+    total = drawn[three] + trained_drawn[three]
+    return {
+        "in": [int(these.sum()), int((wanted["reference"][three] == IN).sum())],
+        "in_both": int((these & (wanted["reference"][three] == IN)).sum()),
+        "share_in": round(float(total[these].mean()) / (2 * FIXED), 4),
+        "share_with_open_ones": round(float(total.mean()) / (2 * FIXED), 4),
+    }

@@ -17,7 +17,7 @@ ARMS = {
     "rl": ("tail_10", "basin"),
     "mixture": ("tail_10", "basin", "barrier"),
 }
-WATCHED = 256  # training prompts whose exact mean p is the truth
+WATCHED = 2048  # training prompts whose exact mean p is the truth: all of them
 SIZES = (0.01, 0.02, 0.05)  # nats that are injected
 WINDOWS, GROUPS, EACH, ROWS = 300, 8, 16, 16  # of fresh draws: prompts, draws of each, correct rows scored again
 
