@@ -11,11 +11,11 @@
     signals        SIGTERM and SIGINT at random moments, then --resume                    (about 8 CPU-minutes)
     rewards        nine kinds of reward faults under both policies                        (about 4 CPU-minutes)
     surroundings   disk full at a save, wandb faults, one rank failing of two             (about 2 CPU-minutes)
-    support_null           learning rate 0: nothing may be found, 3 seeds                 (about 2 CPU-minutes)
-    support_displacement   windows, closure and RMS against exact values                  (about 4 CPU-minutes)
-    support_tail           RL on the tails: certified IN with no reference draw, 3 seeds  (about 3 CPU-minutes)
-    support_barrier        demonstrated barrier: certified against exact, 20 repeats      (about 8 CPU-minutes)
-    support_draws          draws that the calls took, against 1,024 of each               (about 2 CPU-minutes)
+    support_null   learning rate 0, whole pipeline: no change may be claimed              (about 2 CPU-minutes)
+    support_tail   tails raised by RL: certified from the policy's own draws              (about 3 CPU-minutes)
+    support_displacement   windows and closure against exact p, an injected change        (about 4 CPU-minutes)
+    support_barrier   created points certified, exact ones covered, 20 repeats            (about 6 CPU-minutes)
+    support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
 """
@@ -35,7 +35,8 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     "optimum": "optimum",
     **dict.fromkeys(("mixture", "chain_sum", "recipes"), "recipes"),
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
-    **dict.fromkeys([f"support_{n}" for n in ("null", "displacement", "tail", "barrier", "draws")], "support"),
+    **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
+    "support_displacement": "support_displacement",
 }
 
 

@@ -33,6 +33,7 @@ def report(
     *,
     checks: Mapping[str, Mapping] | None = None,
     families: Mapping[str, Verdict] | None = None,
+    screened: Counts | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """JSON-ready report of one verdict and of one for each family.
@@ -43,6 +44,8 @@ def report(
         found: regimes (M,) of "reference" and of "trained"; from log-weights only where no check voids them.
         checks: name -> {"verdict": "passed" | "failed" | "not checked", ...}; the rest of a check is passed on.
         families: verdicts over the prompts of a tag; each holds at alpha by itself.
+        screened: reference draws of a number fixed beforehand, for the sightings, where `reference` was stopped by
+            what it showed: thinned out, such counts still hold more hits than chance, and leave the null floor.
         seed: of thinning out unequal draws for the sightings.
 
     Keys: `verdict` (gain, elicited, created, undetermined, lost, each {"value", "low", "high"} in percentage points;
@@ -59,13 +62,15 @@ def report(
         raise ValueError(f"{reference.source}, {trained.source}: prompts differ or are in another order; pass what "
                          "counts.aligned returns")  # fmt: skip
     checks = {name: dict(check) for name, check in (checks or {}).items()}
-    whole = _body(key, reference, trained, verdict, found, checks, seed)
+    screened = reference if screened is None else screened
+    whole = _body(key, reference, trained, verdict, found, checks, screened, seed)
     parts = {}
     for name, rows in reference.families().items():
         if name not in (families or {}):
             continue
         calls = {side: found[side][rows] for side in SIDES}
-        parts[name] = _body(key, reference.picked(rows), trained.picked(rows), families[name], calls, checks, seed)
+        sides = [side.picked(rows) for side in (reference, trained, screened)]
+        parts[name] = _body(key, *sides[:2], families[name], calls, checks, sides[2], seed)
     return whole | {"families": parts}
 
 
@@ -107,6 +112,7 @@ def _body(
     verdict: Verdict,
     found: Mapping[str, NDArray],
     checks: dict[str, dict],
+    screened: Counts,
     seed: int,
 ) -> dict[str, Any]:
     m = reference.prompts
@@ -128,7 +134,7 @@ def _body(
         },
         "calls": {side: counts_by_regime(found[side]) for side in SIDES},
         **_attribution(reference.p, trained.p, key.budget),
-        **_sightings(reference.evened(seed), trained.evened(seed + 1)),
+        **_sightings(screened.evened(seed), trained.evened(seed + 1)),
         "population": {name: _population(side, key) for name, side in zip(SIDES, (reference, trained), strict=True)},
         "checks": checks,
     }

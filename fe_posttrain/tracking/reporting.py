@@ -29,6 +29,8 @@ def reported(
     tags = tuple(str(row[tag]) for row in probes.rows) if all(tag in row for row in probes.rows) else None
     before = Counts(names, *probes.bank.counts, tags, "reference")
     trained = Counts(names, *found.totals, tags, "trained")
+    first = probes.bank.screened  # their number is fixed; how many more there are depends on what they showed
+    screened = Counts(names, first.sum(1), np.full(len(names), first.shape[1]), tags, "reference")
     checks = {"bar": _bar_check(found.bar), "guess_floor": _floor_check(found.guess_floor)}
     if ended is not None:
         checks["closure"] = _closure_check(ended)
@@ -40,6 +42,7 @@ def reported(
         probes.regimes(found),
         checks=checks,
         families={name: probes.verdict(found, rows) for name, rows in trained.families().items()},
+        screened=screened,
     )
     body |= {"step": found.step, "kl": found.kl, "movements": probes.movements(found)}
     if probes.labels is not None:

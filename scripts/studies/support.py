@@ -1,352 +1,309 @@
-"""Support claims on the testbed, where p is exact: real training runs, real draws, real verdicts."""
+"""Accessible support on real training runs of the testbed, where every p is known: what is claimed, and whether so."""
 
+import statistics
 import tempfile
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import disable_progress_bars
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from transformers.utils import logging
+from studies.support_runs import PROBES, TERMS, Run, probe_rows, train
 
-from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer, SupportCallback, SupportSettings
-from fe_posttrain.sequences import evaluating
 from fe_posttrain.support.budgets import threshold
-from fe_posttrain.support.displacement import rms, window
+from fe_posttrain.support.calls import IN, OUT, Evidence, membership
 from fe_posttrain.support.evidence import e_bh
+from fe_posttrain.support.sightings import null_floor, sightings
 from fe_posttrain.support.verdict import exact_points
-from fe_posttrain.tasks import digits
-from fe_posttrain.tasks.exact import exact_probabilities
-from fe_posttrain.tasks.pretraining import reference_model
-from fe_posttrain.tracking.comparing import Comparison, probed
-from fe_posttrain.tracking.reporting import in_brief, reported
+from fe_posttrain.tasks.digits import FAMILIES
+from fe_posttrain.tracking.callback import SupportCallback
+from fe_posttrain.training.rollout_events import prompt_key
 
-FAMILIES = tuple(digits.FAMILIES)
-PER_FAMILY = 32
-MIXTURE = {"beta": 0.02, "demonstration_energy_weight": 0.5, "per_device_demonstration_batch_size": 64}
-TERMS = ("elicited", "created", "lost")
-
-logging.disable_progress_bar()
-logging.set_verbosity_error()
-disable_progress_bars()
-torch.set_num_threads(1)
+FIXED = 1024  # draws of a prompt from either model that sequential ones are compared with
 
 
-def probe_rows(families: Sequence[str], seed: int) -> list[dict]:
-    return [
-        {"prompt": prompt, "family": name}
-        for name in families
-        for prompt in digits.prompts(name, PER_FAMILY, seed, "probe")
-    ]
-
-
-def reference():
-    return AutoModelForCausalLM.from_pretrained(reference_model()).eval()
-
-
-def exact(model, prompts: Sequence[str]) -> np.ndarray:
-    tokenizer = AutoTokenizer.from_pretrained(reference_model())
-    with evaluating(model):
-        return exact_probabilities(model, tokenizer, prompts).numpy()
-
-
-def trained(families: Sequence[str], seed: int, *callbacks, demonstrated: Sequence[str] = (), **settings):
-    """A run of `families` and its trainer, finished; RL unless `settings` say otherwise."""
-    with tempfile.TemporaryDirectory() as folder:
-        args = FreeEnergyConfig(
-            folder,
-            **{
-                "beta": 0.05,
-                "max_steps": 200,
-                "per_device_train_batch_size": 64,
-                "num_generations": 16,
-                "max_completion_length": 12,
-                "learning_rate": 2e-4,
-                "lr_scheduler_type": "linear",
-                "seed": seed,
-                "use_cpu": True,
-                "report_to": "none",
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "gradient_checkpointing": False,
-            }
-            | settings,
-        )
-        shown = digits.dataset(list(demonstrated), 2048, seed + 100, demonstrations=True) if demonstrated else None
-        prompts = None if args.is_sft else digits.dataset(list(families), 2048, seed)
-        run = FreeEnergyTrainer(str(reference_model()), digits.correct, args, prompts, shown)
-        run.remove_callback(PrinterCallback)
-        for callback in callbacks:
-            run.add_callback(callback)
-        run.train()
-    return run
-
-
-def support_null() -> dict:
-    """Learning rate 0: nothing may be found. Whole pipeline, RL and SFT, all families, 3 rounds, B = 256."""
-    found = []
-    with tempfile.TemporaryDirectory() as cache:
-        for seed in range(3):
-            rows = probe_rows(FAMILIES, seed)
-            p = exact(reference(), [row["prompt"] for row in rows])
-            for kind in ("rl", "sft"):
-                settings = SupportSettings(support=True, support_steps=8, support_budget=256)
-                support = SupportCallback(rows, digits.correct, settings=settings, cache=cache)
-                seen = _Rounds(support)
-                keys = {"max_steps": 24, "learning_rate": 0.0}
-                if kind == "sft":
-                    keys |= {"beta": 0.0, "reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0}
-                demonstrated = ("barrier", "basin") if kind == "sft" else ()
-                run = trained(FAMILIES, seed, support, seen, demonstrated=demonstrated, **keys)
-                unchanged = np.array_equal(
-                    exact(run.accelerator.unwrap_model(run.model), [r["prompt"] for r in rows]), p
-                )
-                found.append({"seed": seed, "kind": kind, "weights_unchanged": bool(unchanged)} | seen.summary())
-                if kind == "rl":
-                    ledger, keys = support.riding.ledger, support.riding.keys
-                    found[-1]["ledger"] = _ledger_errors(run, ledger, keys)
-    return {"prompts": len(FAMILIES) * PER_FAMILY, "budget": 256, "runs": found}
-
-
-class _Rounds(TrainerCallback):
-    """Keeps the report of each probe round."""
-
-    def __init__(self, support: SupportCallback):
-        self.support, self.bodies = support, {}
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self.support._report:
-            self.bodies[self.support._report["step"]] = self.support._report
-
-    def summary(self) -> dict:
-        bodies = list(self.bodies.values())
-        last = bodies[-1]
-        return {
-            "rounds": len(bodies),
-            "entries": sum(len(m["entered"]) for body in bodies for m in body["movements"].values()),
-            "exits": sum(len(m["left"]) for body in bodies for m in body["movements"].values()),
-            "certified": {name: max(body["verdict"][name]["low"] for body in bodies) for name in TERMS},
-            "certified_in_a_family": {
-                name: max(part["verdict"][name]["low"] for body in bodies for part in body["families"].values())
-                for name in TERMS
-            },
-            "bar": [body["checks"]["bar"]["df"] for body in bodies],
-            "sightings": last["sightings"],
-            "null_floor": last["null_floor"],
+def support_null(seeds: int = 3) -> dict:
+    """Learning rate 0, the whole pipeline: whatever is claimed is false."""
+    families, runs = tuple(FAMILIES), []
+    for seed in range(seeds):
+        arms = {
+            "rl": {"recipe": "rl", "prompts": families, "prompt_rows": 160, "seed": seed},
+            "sft": {"recipe": "sft", "prompts": (), "demonstrated": ("barrier", "basin"), "seed": seeds + seed},
         }
-
-
-def _ledger_errors(run, ledger, keys) -> dict:
-    """Training prompts whose bound exceeds the exact p_ref, among those drawn."""
-    from fe_posttrain.training.rollout_events import prompt_key
-
-    prompts = {prompt_key(prompt): prompt for prompt in run.train_dataset["prompt"]}
-    drawn = np.flatnonzero(ledger.drawn)
-    p = exact(reference(), [prompts[int(keys[i])] for i in drawn])
-    wrong = ledger.lower_bound()[drawn] > p
-    return {"prompts": len(drawn), "bound_above_p": int(wrong.sum()), "share": float(wrong.mean()), "nominal": 0.05}
-
-
-def support_displacement() -> dict:
-    """Windows, closure and RMS against exact values, over full runs; and an injected change."""
-    runs = []
-    with tempfile.TemporaryDirectory() as cache:
-        for kind, families in (("rl", ("tail_10", "basin")), ("mixture", ("tail_10", "basin", "barrier"))):
-            for seed in range(3):
-                runs.append({"kind": kind, "seed": seed} | _run_windows(kind, families, seed, cache))
-    return {"runs": runs, "injected": [_injected(share) for share in (0.02, 0.04, 0.08)]}
-
-
-def _run_windows(kind: str, families: Sequence[str], seed: int, cache: str) -> dict:
-    settings = SupportSettings(support=True, support_reference_draws=64, support_budget=64)
-    support = SupportCallback(probe_rows(families, seed), digits.correct, settings=settings, cache=cache)
-    truth = _ExactP(families, seed)
-    keys = {} if kind == "rl" else MIXTURE | {"learning_rate": 1e-3}
-    trained(families, seed, support, truth, demonstrated=() if kind == "rl" else ("barrier",), **keys)
-    windows = support.displacements.windows
-    right = [float(np.log(truth.p[w.step] / truth.p[w.step - w.updates])) for w in windows]
-    errors = np.array([w.value - exactly for w, exactly in zip(windows, right, strict=True)])
-    check = support._report["checks"]["closure"]
+        for arm, words in arms.items():
+            run = train(
+                **words, cache=tempfile.mkdtemp(), support={"steps": 20}, learning_rate=0.0, max_steps=60,
+                lr_scheduler_type="constant",
+            )  # fmt: skip
+            runs.append({"seed": words["seed"], "arm": arm} | _null_run(run))
+            print(runs[-1], flush=True)
+    ledgers = [run["training_ledger"] for run in runs if run["arm"] == "rl"]
+    claims = {name: sum(run[name] for run in runs) for name in ("verdicts", "entered", "left", *TERMS)}
+    for name in ("expanded", "shrunk"):
+        claims[f"seen_{name}"] = sum(run["seen"][name] for run in runs)
+        claims[f"null_floor_{name}"] = round(sum(run["null_floor"][name] for run in runs), 1)
+    drawn = sum(ledger["prompts"] for ledger in ledgers)
     return {
-        "sum": float(sum(w.value for w in windows)),
-        "exact_sum": float(sum(right)),
-        "closure": check["value"],
-        "closure_se": check["se"],
-        "closure_bar": max(0.3, 3 * check["se"]),
-        "windows": len(windows),
-        "window_error_in_se": float(np.sqrt(np.mean((errors / np.array([max(w.se, 0.01) for w in windows])) ** 2))),
-        "rms": rms(windows),
-        "exact_rms": float(np.sqrt(np.mean(np.square(right)))),
+        "what": "learning rate 0, RL and SFT, all families, 3 probe rounds; verdicts: rounds x (all + each family); "
+        "elicited, created, lost: how many of those verdicts certify more than 0",
+        "all_runs": claims,
+        "training_ledger": {
+            "prompts": drawn,
+            "bound_above_p_reference": sum(ledger["bound_above_p_reference"] for ledger in ledgers),
+            "nominal_share": 0.05,
+        },
+        "runs": runs,
     }
 
 
-class _ExactP(TrainerCallback):
-    """Mean exact p of a sample of training prompts, at the end of every step that may end a window."""
+def _null_run(run: Run) -> dict:
+    before, after = (dict(model.named_parameters()) for model in (_reference_weights(run), run.policy))
+    reports = run.watch.reports
+    verdicts = [part["verdict"] for report in reports for part in (report, *report["families"].values())]
+    moved = [moves for report in reports for moves in report["movements"].values()]
+    p = run.p_reference([row["prompt"] for row in run.rows])
+    found = {
+        "weights_identical": all(torch.equal(after[name], weight) for name, weight in before.items()),
+        "rounds": len(reports),
+        "verdicts": len(verdicts),
+        **{name: sum(verdict[name]["low"] > 0 for verdict in verdicts) for name in TERMS},
+        **{name: sum(len(moves[name]) for moves in moved) for name in ("entered", "left")},
+        "seen_in_fixed_draws": _seen(run),
+        "seen": {name: reports[-1]["sightings"][name] for name in ("expanded", "shrunk")},
+        "null_floor": {name: round(value, 2) for name, value in reports[-1]["null_floor"].items()},
+        "bar": [round(report["checks"]["bar"]["df"], 4) for report in reports],
+        "probe_ledger_above_p_reference": int((run.support.probes.ledger.lower_bound() > p).sum()),
+    }
+    if run.support.riding is not None:
+        found["training_ledger"] = _training_ledger(run)
+    return found
 
-    def __init__(self, families: Sequence[str], seed: int):
-        self.prompts = list(digits.dataset(list(families), 2048, seed)["prompt"])[:512]
-        self.p: dict[int, float] = {0: float(exact(reference(), self.prompts).mean())}
 
-    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
-        if state.global_step % 8 == 0 or state.global_step >= state.max_steps:
-            self.p[state.global_step] = float(exact(model, self.prompts).mean())
-
-
-def _injected(share: float) -> dict:
-    """A policy moved by `share` of the way to a trained one: RMS of 400 windows of 64 fresh draws, against exact."""
-    prompts = digits.prompts("tail_10", 64, 0, "probe")
-    before, after = reference(), reference()
-    target = trained(("tail_10", "basin"), 0, max_steps=20).model
-    with torch.no_grad():
-        for mine, theirs in zip(after.parameters(), target.parameters(), strict=True):
-            mine.lerp_(theirs, share)
-    truth = float(np.log(exact(after, prompts).mean() / exact(before, prompts).mean()))
-    rows = [{"prompt": prompt} for prompt in prompts]
-    tokenizer = AutoTokenizer.from_pretrained(reference_model())
-    asked = Comparison("", "", "", digits.correct, draws=2, reference_draws=2, max_new_tokens=12, batch_size=4096)
-    with tempfile.TemporaryDirectory() as cache:
-        probes = probed(asked, rows, tokenizer, before, after, Path(cache), lambda line: None)
-    windows = []
-    for number in range(40):
-        drawn = probes.judged(after, np.repeat(np.arange(len(rows)), 160), "injected", number)
-        right = np.flatnonzero(drawn.correct)
-        chosen = np.sort(np.random.default_rng(number).permutation(right)[:640])
-        old = probes.drawing.log_probs(before, drawn.row[chosen], [drawn.completion_ids[i] for i in chosen])
-        ratio = old - drawn.log_probs[chosen]
-        for part in np.array_split(np.random.default_rng(number).permutation(len(chosen)), 10):
-            windows.append(window(number, 1, ratio[part], drawn.row[chosen][part]))
-    estimate = rms(windows)
+def _seen(run: Run) -> dict[str, list]:
+    """Expanded and shrunk with their floors from the draws of a fixed number: the first ones of both sides."""
+    probes = run.support.probes
+    n, m = probes.bank.plan.screen, 2 * probes.rounds[-1].drawn
+    sides = (probes.bank.screened.sum(1), n, probes.rounds[-1].totals[0], m)
+    seen, floor = sightings(*sides), null_floor(*sides)
     return {
-        "share": share,
-        "exact": abs(truth),
-        "rms": estimate,
-        "ratio": estimate / abs(truth),
-        "windows": len(windows),
+        "expanded": [seen.expanded, round(float(floor[0]), 2)],
+        "shrunk": [seen.shrunk, round(float(floor[1]), 2)],
     }
 
 
-def support_tail() -> dict:
-    """RL on tail_10, tail_03, basin; B = 1024: certified IN by the probe ledger alone, and the verdict."""
-    found, families = [], ("tail_10", "tail_03", "basin")
-    with tempfile.TemporaryDirectory() as cache:
-        for seed in range(3):
-            rows = probe_rows(families, seed)
-            settings = SupportSettings(support=True, support_budget=1024)
-            support = SupportCallback(rows, digits.correct, settings=settings, cache=cache)
-            run = trained(families, seed, support, per_device_train_batch_size=128)
-            body, ledger = support._report, support.probes.ledger
-            log_e = ledger.log_e_at(float(threshold(1024)))
-            called = e_bh(np.exp(np.minimum(log_e, 700)), 0.05)
-            points = _exact_points(run, rows, 1024)
-            found.append(
-                {
-                    "seed": seed,
-                    "in_by_ledger_alone": {
-                        name: float(called[[row["family"] == name for row in rows]].mean()) for name in families
-                    },
-                    "trained_draws": body["draws"]["trained"]["least"],
-                    "verdict": {name: body["verdict"][name] for name in TERMS},
-                    "exact": points,
-                    "sentence": body["sentence"],
-                }
-            )
-    return {"budget": 1024, "runs": found}
+def _reference_weights(run: Run):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(run.trainer.model.config._name_or_path)
 
 
-def _exact_points(run, rows: list[dict], budget: int) -> dict:
-    prompts = [row["prompt"] for row in rows]
-    return exact_points(exact(reference(), prompts), exact(run.accelerator.unwrap_model(run.model), prompts), budget)
+def _training_ledger(run: Run) -> dict[str, int]:
+    """How many training prompts have a bound above their exact p_ref, of those that were drawn."""
+    riding, prompts = run.support.riding, run.trainer.train_dataset["prompt"]
+    by_key = {prompt_key(prompt): prompt for prompt in prompts}
+    p = run.p_reference([by_key[int(key)] for key in riding.keys])
+    drawn = riding.ledger.drawn > 0
+    above = riding.ledger.lower_bound() > p
+    return {"prompts": int(drawn.sum()), "bound_above_p_reference": int((above & drawn).sum())}
 
 
-def support_barrier() -> dict:
-    """Barrier trained with worked demonstrations, B = 256, 20 repeats: 4 training seeds x 5 sets of probe prompts."""
-    repeats, base = [], reference()
-    tokenizer = AutoTokenizer.from_pretrained(reference_model())
-    asked = Comparison("reference", "trained", "", digits.correct, max_new_tokens=12, budget=256, batch_size=1024)
-    for seed in range(4):
-        run = trained(
-            ("tail_10", "basin", "barrier"), seed, demonstrated=("barrier",), **MIXTURE | {"learning_rate": 1e-3}
-        )
-        policy = run.accelerator.unwrap_model(run.model).eval()
-        for number in range(5):
-            rows = probe_rows(FAMILIES, 10 + 5 * seed + number)
-            with tempfile.TemporaryDirectory() as cache:
-                probes = probed(asked, rows, tokenizer, base, policy, Path(cache), lambda line: None)
-            probes_body = reported(probes, probes.rounds[-1], "testbed", "family", None, pooled_labels=True)
-            repeats.append({"seed": seed, "probes": number} | _compared(probes_body, base, policy, rows))
-            print(seed, number, in_brief(probes_body), flush=True)
-    return {"budget": 256, "reference_draws": 1024, "trained_draws": 64, "repeats": repeats} | _tally(repeats)
-
-
-def _compared(body: dict, base, policy, rows: list[dict]) -> dict:
-    """Certified against exact points, overall and by family."""
-    prompts = [row["prompt"] for row in rows]
-    before, after = exact(base, prompts), exact(policy, prompts)
-    parts = {"all": (body["verdict"], np.arange(len(rows)))}
-    for name, part in body["families"].items():
-        parts[name] = (part["verdict"], np.flatnonzero([row["family"] == name for row in rows]))
-    found = {}
-    for name, (verdict, chosen) in parts.items():
-        points = exact_points(before[chosen], after[chosen], body["key"]["budget"])
-        found[name] = {
-            term: [round(x, 2) for x in (verdict[term]["low"], points[term], verdict[term]["high"])] for term in TERMS
-        }
-    return {"low_exact_high": found, "calls": body["calls"]["reference"], "bar": body["checks"]["bar"]["verdict"]}
-
-
-def _tally(repeats: list[dict]) -> dict:
-    terms = [
-        (name, term, ends) for r in repeats for name, part in r["low_exact_high"].items() for term, ends in part.items()
-    ]
-    inside = [low <= exactly <= high for _, _, (low, exactly, high) in terms]
-    shares = [r["low_exact_high"]["barrier"]["created"] for r in repeats]
-    whole = [
-        all(low <= x <= high for part in r["low_exact_high"].values() for low, x, high in part.values())
-        for r in repeats
-    ]
+def support_tail(seeds: int = 3) -> dict:
+    """RL on both tails and the basin: the reference's tails are certified from the trained policy's draws alone."""
+    families, runs = ("tail_10", "tail_03", "basin"), []
+    for seed in range(seeds):
+        run = train("rl", families, seed, tempfile.mkdtemp(), probes=families, support={"budget": 1024})
+        runs.append({"seed": seed} | _tail_run(run))
+        print(runs[-1], flush=True)
+    shares = [part["certified_in_share"] for run in runs for part in run["families"].values()]
     return {
-        "certified_share_of_created_on_barrier": [round(low / x, 3) for low, x, _ in shares],
-        "created_above_exact": sum(term == "created" and low > x for _, term, (low, x, _) in terms),
-        "terms_inside": [sum(inside), len(inside)],
-        "repeats_with_every_term_inside": [sum(whole), len(whole)],
+        "what": "recipes/rl.yaml without the barrier, B = 1024, 64 draws of the trained policy a probe prompt; "
+        "certified IN by the ledger of those draws, no draw of the reference; points of 100",
+        "bar": {"certified_in_share": 0.9},
+        "least_share_of_a_family": min(shares),
+        "mean_share": statistics.mean(shares),
+        "runs": runs,
+    }
+
+
+def _tail_run(run: Run) -> dict:
+    report, ledger = run.watch.reports[-1], run.support.probes.ledger
+    budget = report["key"]["budget"]
+    p0 = float(threshold(budget))
+    prompts = [row["prompt"] for row in run.rows]
+    before, after = run.p_reference(prompts), run.p(prompts)
+    by_bound = ledger.lower_bound() >= p0 * (1 - 1e-9)
+    together = e_bh(np.exp(np.minimum(ledger.log_e_at(p0), 700)), report["key"]["alpha"])
+    families = {}
+    for i, family in enumerate(("tail_10", "tail_03")):
+        part = slice(i * PROBES, (i + 1) * PROBES)
+        points, verdict = exact_points(before[part], after[part], budget), report["families"][family]["verdict"]
+        families[family] = {
+            "trained_draws": int(ledger.drawn[part].min()),
+            "certified_in_share": float(by_bound[part].mean()),
+            "certified_in_share_e_bh": float(together[part].mean()),
+            "truly_in_share": float((before[part] >= p0).mean()),
+            "exact_p": [round(float(x[part].mean()), 4) for x in (before, after)],
+            **_points(verdict, points),
+        }
+    certified_falsely = int((by_bound & (before < p0)).sum())
+    whole = _points(report["verdict"], exact_points(before, after, budget))
+    return {
+        "families": families,
+        "certified_falsely": certified_falsely,
+        "all": whole,
+        "closure": _rounded(report["checks"]["closure"]),
+        "bar": _rounded(report["checks"]["bar"]),
+        "sentence": report["sentence"],
+    }
+
+
+def _points(verdict: dict, exact: dict[str, float]) -> dict[str, dict]:
+    """Each term's [low, high] and exact points."""
+    return {
+        name: {
+            "low": round(verdict[name]["low"], 1),
+            "high": round(verdict[name]["high"], 1),
+            "exact": round(exact[name], 1),
+        }
+        for name in TERMS
+    }
+
+
+def _rounded(check: dict) -> dict:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in check.items()}
+
+
+def support_barrier(repeats: int = 20) -> dict:
+    """Mixture runs that open the barrier: certified against exact points, every repeat with a bank of its own."""
+    found, each = [], 5
+    for seed in range(-(-repeats // each)):
+        run = train(
+            "mixture", ("tail_10", "basin", "barrier"), seed, tempfile.mkdtemp(), demonstrated=("barrier",),
+            support={"budget": 256, "displacement_steps": 0},
+        )  # fmt: skip
+        for number in range(min(each, repeats - each * seed)):
+            support = run.support
+            if number:
+                rows = probe_rows(tuple(FAMILIES), 100 + each * seed + number)
+                support = run.probed_again(rows, tempfile.mkdtemp())
+            found.append({"training_seed": seed, "probes": number} | _barrier_repeat(run, support))
+            print(found[-1], flush=True)
+    shares = [repeat["certified_share_of_created"] for repeat in found]
+    return {
+        "what": "recipes/mixture.yaml, B = 256, 1024 reference draws, 64 trained draws, 32 probe prompts of each of 5 "
+        f"families; {each} sets of probe prompts a training seed, each with its own bank; scopes: all, each family",
+        "bars": {"certified_share_of_created": 0.8, "created_above_exact": 0, "repeats_covered": 0.95},
+        "repeats": len(found),
+        "least_certified_share_of_created": min(shares),
+        "mean_certified_share_of_created": round(statistics.mean(shares), 3),
+        "created_above_exact": sum(repeat["created_above_exact"] for repeat in found),
+        "repeats_covered": sum(not repeat["outside"] for repeat in found),
+        "runs": found,
+    }
+
+
+def _barrier_repeat(run: Run, support: SupportCallback) -> dict:
+    report, prompts = support.summary(), [row["prompt"] for row in support.rows]
+    before, after, budget = run.p_reference(prompts), run.p(prompts), report["key"]["budget"]
+    scopes = {"all": (report["verdict"], slice(None))} | {
+        family: (report["families"][family]["verdict"], slice(i * PROBES, (i + 1) * PROBES))
+        for i, family in enumerate(FAMILIES)
+    }
+    outside, above = [], 0
+    for scope, (verdict, part) in scopes.items():
+        points = exact_points(before[part], after[part], budget)
+        above += verdict["created"]["low"] > points["created"]
+        for name in TERMS:
+            low, high = verdict[name]["low"], verdict[name]["high"]
+            if not low <= points[name] <= high:
+                outside.append([scope, name, round(low, 4), round(points[name], 4), round(high, 4)])
+    verdict, part = scopes["barrier"]
+    barrier = _points(verdict, exact_points(before[part], after[part], budget))
+    return {
+        "barrier_created": barrier["created"],
+        "certified_share_of_created": round(barrier["created"]["low"] / barrier["created"]["exact"], 3),
+        "created_above_exact": int(above),
+        "outside": outside,
+        "bar": report["checks"]["bar"]["verdict"],
     }
 
 
 def support_draws() -> dict:
-    """Draws that the calls took, against 1,024 of each prompt from both models."""
-    found = {}
-    base, tokenizer = reference(), AutoTokenizer.from_pretrained(reference_model())
-    policy = trained(("tail_10", "tail_03", "basin"), 0, per_device_train_batch_size=128).model.eval()
+    """Draws until the calls are made, against a fixed 1024 of every prompt from both models."""
+    families = ("basin", "tail_10", "tail_03", "barrier")
+    run = train(
+        "mixture", families, 0, tempfile.mkdtemp(), probes=families, demonstrated=("barrier",),
+        support={"budget": 1024, "displacement_steps": 0},
+    )  # fmt: skip
+    with run.support._reference() as reference:
+        fixed = {"reference": _fixed_hits(run, reference), "trained": _fixed_hits(run, run.policy)}
+    budgets = {}
     for budget in (1024, 256):
-        rows = probe_rows(FAMILIES, 0)
-        asked = Comparison(
-            "reference", "trained", "", digits.correct, max_new_tokens=12, budget=budget, batch_size=1024
-        )
-        with tempfile.TemporaryDirectory() as cache:
-            probes = probed(asked, rows, tokenizer, base, policy, Path(cache), lambda line: None)
-        drawn, member = probes.bank.call_counts[1], probes.bank.membership()
-        fixed = _fixed_calls(probes, rows, base, budget)
-        part = {}
-        for name in FAMILIES:
-            mine = np.array([row["family"] == name for row in rows])
-            part[name] = {
-                "in": int((member[mine] == 1).sum()),
-                "out": int((member[mine] == -1).sum()),
-                "in_at_fixed_1024": int((fixed[mine] == 1).sum()),
-                "out_at_fixed_1024": int((fixed[mine] == -1).sum()),
-                "reference_draws_a_prompt": float(drawn[mine].mean()),
-                "share_of_reference_draws": float(drawn[mine].mean() / 1024),
-                "share_of_both": float((drawn[mine].mean() + asked.draws) / 2048),
+        support = run.support
+        if budget != 1024:
+            support.settings.support_budget = budget
+            support = run.probed_again(run.rows, tempfile.mkdtemp())
+        budgets[str(budget)] = _draws_at(budget, support, fixed, families)
+        print(budget, budgets[str(budget)], flush=True)
+    return {
+        "what": f"mean draws of a prompt until it is called, reference (stopped one by one) and trained (64 fixed), "
+        f"against {FIXED} of each; share_in: (reference + trained) / {2 * FIXED} over the prompts called IN; "
+        f"share_out: reference / {FIXED} over those called OUT; agreement with the calls of the fixed draws",
+        "bars": {"share_in": 0.1, "share_out at B = 256": 0.4},
+        "prompts_of_a_family": PROBES,
+        "budgets": budgets,
+    }
+
+
+def _fixed_hits(run: Run, model) -> np.ndarray:
+    """Hits (M,) of FIXED fresh draws of every probe prompt."""
+    rows = np.repeat(np.arange(len(run.rows)), FIXED)
+    return run.support.probes.judged(model, rows, "fixed", FIXED).correct.reshape(-1, FIXED).sum(1)
+
+
+def _draws_at(budget: int, support: SupportCallback, fixed: dict[str, np.ndarray], families: tuple) -> dict:
+    probes = support.probes
+    hits, drawn = probes.bank.call_counts
+    trained_hits, trained_drawn = probes.rounds[-1].totals
+    called = {
+        "reference": membership(Evidence.of_counts(hits, drawn, budget)),
+        "trained": membership(Evidence.of_counts(trained_hits, trained_drawn, budget)),
+    }
+    wanted = {side: membership(Evidence.of_counts(found, FIXED, budget)) for side, found in fixed.items()}
+    found = {}
+    for i, family in enumerate(families):
+        part = slice(i * PROBES, (i + 1) * PROBES)
+        found[family] = {
+            side: {
+                name: [int((calls[side][part] == state).sum()) for calls in (called, wanted)]
+                for name, state in (("in", IN), ("out", OUT))
             }
-        found[str(budget)] = part
-    return {"prompts_a_family": PER_FAMILY, "budgets": found}
+            | {"same_calls": int((called[side][part] == wanted[side][part]).sum())}
+            for side in called
+        }
+        for name, state in (("in", IN), ("out", OUT)):
+            these = np.flatnonzero(called["reference"][part] == state) + part.start
+            if len(these):
+                mean = float(drawn[these].mean())
+                found[family][f"draws_{name}"] = {
+                    "reference": round(mean, 1),
+                    "trained": int(trained_drawn[these].mean()),
+                    f"share_{name}": round(
+                        (mean + trained_drawn[these].mean()) / (2 * FIXED) if state == IN else mean / FIXED, 4
+                    ),
+                }
+        found[family]["reference_draws_all_prompts"] = round(float(drawn[part].mean()), 1)
+        certified = probes.ledger.lower_bound()[part] >= float(threshold(budget)) * (1 - 1e-9)
+        found[family]["in_by_the_ledger_of_trained_draws"] = int(certified.sum())
+    found["basin, tail_10, tail_03 together"] = _together(called, wanted, drawn, trained_drawn)
+    return found
 
 
-def _fixed_calls(probes, rows: list[dict], base, budget: int) -> np.ndarray:
-    """The calls from 1,024 draws of every prompt."""
-    from fe_posttrain.support.calls import Evidence, membership
-
-    every = np.repeat(np.arange(len(rows)), 1024)
-    hits = probes.judged(base, every, "fixed").correct.reshape(len(rows), 1024).sum(1)
-    return membership(Evidence.of_counts(hits, np.full(len(rows), 1024), budget))
+def _together(called: dict, wanted: dict, drawn: np.ndarray, trained_drawn: np.ndarray) -> dict:
+    """IN calls of the first three families, and what they took: called prompts alone, and with the ones left open."""
+    three = slice(0, 3 * PROBES)
+    these = called["reference"][three] == IN
+    total = drawn[three] + trained_drawn[three]
+    return {
+        "in": [int(these.sum()), int((wanted["reference"][three] == IN).sum())],
+        "in_both": int((these & (wanted["reference"][three] == IN)).sum()),
+        "share_in": round(float(total[these].mean()) / (2 * FIXED), 4),
+        "share_with_open_ones": round(float(total.mean()) / (2 * FIXED), 4),
+    }
