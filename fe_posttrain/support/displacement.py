@@ -98,11 +98,18 @@ def _log_mean(log_ratio: np.ndarray) -> float:
 
 
 def _standard_error(log_ratio: np.ndarray, owner: np.ndarray) -> float:
-    """Of -ln mean w: prompts as clusters where there are several, rows otherwise; infinite for one row."""
+    """Of -ln mean w, by the jackknife: leaving out one prompt after the other, or rows where there is one prompt.
+
+    Few prompts that moved differently make the logarithm skew, and a linear error would be far too small. Infinite
+    for one row.
+    """
     weights = np.exp(log_ratio - log_ratio.max())
-    mean, n = weights.mean(), len(weights)
     prompts, index = np.unique(owner, return_inverse=True)
-    units = np.bincount(index, weights - mean) if len(prompts) > 1 else weights - mean
-    if len(units) < 2:
+    if len(prompts) < 2:
+        index = np.arange(len(weights))
+    total, count = np.bincount(index, weights), np.bincount(index)
+    units = len(total)
+    if units < 2:
         return float("inf")
-    return float(np.sqrt((units**2).sum() * len(units) / (len(units) - 1)) / (n * mean))
+    without = np.log((weights.sum() - total) / (len(weights) - count))
+    return float(np.sqrt((units - 1) / units * ((without - without.mean()) ** 2).sum()))

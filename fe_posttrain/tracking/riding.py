@@ -164,7 +164,7 @@ class Displacements:
         log_policy: np.ndarray,
         score: Callable[[np.ndarray], np.ndarray],
     ) -> dict[str, float]:
-        """Score correct rows under the weights of the window's start; without any, the window goes on.
+        """Score correct rows under the weights of the window's start; where no two prompts have any, it goes on.
 
         Args:
             correct, prompt, log_policy: (N,) of all processes.
@@ -174,7 +174,7 @@ class Displacements:
             self._begin(step)
             return {}
         hits = np.flatnonzero(correct)
-        if len(hits) == 0:
+        if len(np.unique(prompt[hits])) < min(2, len(np.unique(prompt))):
             return {}
         chosen = np.sort(np.random.default_rng([self.seed, step]).permutation(hits)[: self.rows])
         with self.kept.swapped_in(self.model):
