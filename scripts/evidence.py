@@ -11,6 +11,9 @@
     signals        SIGTERM and SIGINT at random moments, then --resume                    (about 8 CPU-minutes)
     rewards        nine kinds of reward faults under both policies                        (about 4 CPU-minutes)
     surroundings   disk full at a save, wandb faults, one rank failing of two             (about 2 CPU-minutes)
+    worlds         500 enumerated worlds: coverage of every bound, bias of every estimate (about 1 CPU-minute)
+    adaptive       the ledger watched at every step of adaptive training, 200 toy runs    (about 1 CPU-minute)
+    null_worlds    1,000 worlds of counts without any change                              (about 1 CPU-minute)
     support_null   learning rate 0, whole pipeline: no change may be claimed              (about 2 CPU-minutes)
     support_tail   tails raised by RL: certified from the policy's own draws              (about 3 CPU-minutes)
     support_displacement   windows and closure against exact p, an injected change        (about 4 CPU-minutes)
@@ -37,6 +40,7 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
     **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
     "support_displacement": "support_displacement",
+    **dict.fromkeys(("worlds", "adaptive", "null_worlds"), "worlds"),
 }
 
 
