@@ -96,12 +96,20 @@ class Transitions:
 def transitions(
     state: NDArray, correct: ArrayLike, drawn: ArrayLike, budget: int, delta: float = DELTA, alpha: float = ALPHA
 ) -> Transitions:
-    """Compare a probe's counts with the state before, with hysteresis: entering needs p*_B, leaving p*_B/4."""
+    """Compare a probe's counts with the state before, with hysteresis: entering needs p*_B, leaving p*_B/4.
+
+    Of the entries a share alpha at most is wrong, on average, and of the exits: e-BH runs over the prompts that could
+    enter (or leave) by themselves. Over all prompts it would say so of all IN calls only, and those of prompts that
+    stayed in, surely and in great number, would pay for false entries.
+    """
     p = float(threshold(budget, delta))
     drawn = np.broadcast_to(drawn, np.shape(correct))
-    inside = _rejected(log_e_above(correct, drawn, p), alpha)
+    state = np.asarray(state)
+    inside = _rejected_apart(log_e_above(correct, drawn, p), state == OUT, alpha)
     testable = bool((drawn >= draws_for_exit(budget, delta, alpha)).all())
-    gone = _rejected(log_e_below(correct, drawn, p / 4), alpha) if testable else np.zeros(inside.shape, dtype=bool)
+    gone = np.zeros(inside.shape, dtype=bool)
+    if testable:
+        gone = _rejected_apart(log_e_below(correct, drawn, p / 4), state == IN, alpha)
     after = np.where(inside, IN, np.where(gone, OUT, state))
     return Transitions(
         budget,
@@ -127,3 +135,11 @@ def jaccard(before: NDArray, after: NDArray) -> tuple[float, float] | None:
 
 def _rejected(log_e: NDArray, alpha: float) -> NDArray:
     return e_bh(np.exp(np.clip(log_e, None, 700)), alpha)
+
+
+def _rejected_apart(log_e: NDArray, apart: NDArray, alpha: float) -> NDArray:
+    """e-BH over the prompts `apart` by themselves, and over the others by themselves."""
+    found = np.zeros(log_e.shape, dtype=bool)
+    for part in (apart, ~apart):
+        found[part] = _rejected(log_e[part], alpha)
+    return found

@@ -8,6 +8,7 @@ updates were trained on are biased by nats.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -76,11 +77,20 @@ def closure(windows: Sequence[Window], start: tuple[float, float], end: tuple[fl
     """Sum of displacements against held-out probes of the same prompt distribution.
 
     Args:
-        windows: adjoining ones, from the first update to the last.
+        windows: adjoining ones, from the first update to the last, in order.
         start, end: mean p over prompts and its standard error.
 
     None where a mean is 0, or there is no window: the logarithm has no value.
+
+    Raises:
+        ValueError: a window does not begin where the one before ended; updates between them are in the probes only.
     """
+    for before, after in pairwise(windows):
+        if after.step - after.updates != before.step:
+            raise ValueError(
+                f"closure: a window ends at step {before.step} and the next begins at {after.step - after.updates}; "
+                "the sum leaves updates out or counts them twice; give adjoining windows"
+            )
     if not windows or not (start[0] > 0 and end[0] > 0):
         return None
     value = sum(w.value for w in windows) - np.log(end[0] / start[0])
@@ -103,13 +113,17 @@ def _standard_error(log_ratio: np.ndarray, owner: np.ndarray) -> float:
     Few prompts that moved differently make the logarithm skew, and a linear error would be far too small. Infinite
     for one row.
     """
-    weights = np.exp(log_ratio - log_ratio.max())
     prompts, index = np.unique(owner, return_inverse=True)
     if len(prompts) < 2:
-        index = np.arange(len(weights))
-    total, count = np.bincount(index, weights), np.bincount(index)
-    units = len(total)
+        index = np.arange(len(log_ratio))
+    count = np.bincount(index)
+    units = len(count)
     if units < 2:
         return float("inf")
-    without = np.log((weights.sum() - total) / (len(weights) - count))
+    total = np.full(units, -np.inf)
+    np.logaddexp.at(total, index, log_ratio)
+    # Sums of the others from both ends: taking the largest unit off the sum of all would leave rounding error only.
+    start = np.concatenate([[-np.inf], np.logaddexp.accumulate(total)[:-1]])
+    end = np.concatenate([np.logaddexp.accumulate(total[::-1])[-2::-1], [-np.inf]])
+    without = np.logaddexp(start, end) - np.log(len(log_ratio) - count)
     return float(np.sqrt((units - 1) / units * ((without - without.mean()) ** 2).sum()))

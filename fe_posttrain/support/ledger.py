@@ -64,9 +64,13 @@ class Ledger:
             log_weight: (n,) ln ref(y) - ln q(y), q what y was really drawn from; read for correct rollouts only.
 
         Raises:
-            ValueError: a correct rollout whose weight is NaN or infinite; nothing has been entered then.
+            ValueError: a correct rollout whose weight is NaN or +inf, columns of unlike length, a prompt that the
+                ledger does not have; nothing has been entered then.
         """
-        prompt, hit = np.asarray(prompt), np.nan_to_num(np.asarray(correct, dtype=np.float32)) > 0
+        prompt = self._checked(np.asarray(prompt), np.shape(correct), np.shape(log_weight))
+        if len(prompt) == 0:
+            return
+        hit = np.nan_to_num(np.asarray(correct, dtype=np.float32)) > 0
         hits = np.flatnonzero(hit)
         weight = np.asarray(log_weight, dtype=np.float32)[hits]
         if len(weight) and not (weight < np.inf).all():  # NaN compares false
@@ -94,6 +98,19 @@ class Ledger:
         highest = np.where(passed.any(1), len(self.levels) - np.argmax(passed[:, ::-1], axis=1), 0)
         self.certified[touched] = np.maximum(self.certified[touched], highest)
 
+    def _checked(self, prompt: NDArray, *others: tuple[int, ...]) -> NDArray:
+        """`prompt` if the rows of a step fit together; a negative index would silently be another prompt's row."""
+        if prompt.ndim != 1 or any(other != prompt.shape for other in others):
+            raise ValueError(
+                f"ledger: prompt, correct, log_weight have shapes {prompt.shape}, {others[0]}, {others[1]}; each "
+                "rollout is one row of all three; give (n,) each"
+            )
+        outside = np.flatnonzero(~((prompt >= 0) & (prompt < self.prompts)))
+        if len(outside):
+            row = int(outside[0])
+            raise ValueError(f"row {row}: prompt {prompt[row]}; the ledger has 0 ... {self.prompts - 1}; mend that row")
+        return prompt
+
     def log_e(self, prompt: ArrayLike | slice = slice(None)) -> NDArray:
         """ln of the current e-value against "p_ref <= level", (prompts, levels): the ln of the three wealths' mean."""
         wealth = self.log_wealth[prompt]
@@ -101,8 +118,15 @@ class Ledger:
         return top + np.log(np.exp(wealth - top[..., None]).mean(-1))
 
     def log_e_at(self, p0: float) -> NDArray:
-        """ln e-value of each prompt against "p_ref <= p0", for one of the levels."""
-        return self.log_e()[:, int(np.argmin(np.abs(self.levels - p0)))]
+        """ln e-value of each prompt against "p_ref <= p0", for one of the levels.
+
+        Raises:
+            ValueError: p0 is none of them; the e-value of a lower level says nothing about p0.
+        """
+        nearest = int(np.argmin(np.abs(np.log(self.levels / p0))))
+        if not np.isclose(self.levels[nearest], p0, rtol=1e-6, atol=0):
+            raise ValueError(f"ledger: {p0:g} is no level; nearest {self.levels[nearest]:g}; ask for one of `levels`")
+        return self.log_e()[:, nearest]
 
     def lower_bound(self, level: float | None = None) -> NDArray:
         """Per prompt, the largest p0 whose wealth reached 1/alpha; 0 where none did. Valid whenever one looks.
@@ -127,13 +151,13 @@ class Ledger:
 
     def state(self) -> dict[str, NDArray]:
         """What a checkpoint keeps."""
-        return {name: getattr(self, name) for name in ("log_wealth", "correct", "drawn", "certified")}
+        return {name: getattr(self, name) for name in ("levels", "log_wealth", "correct", "drawn", "certified")}
 
     def load_state(self, kept: dict[str, NDArray]) -> None:
         """Take back what `state` gave.
 
         Raises:
-            ValueError: it is of another number of prompts or levels.
+            ValueError: it is of another number of prompts or other levels; nothing has been taken back then.
         """
         for name, mine in self.state().items():
             if kept[name].shape != mine.shape:
@@ -141,4 +165,10 @@ class Ledger:
                     f"ledger: the checkpoint's {name} is {kept[name].shape}, the run's {mine.shape}; prompts or "
                     "budget have changed; resume with those of the checkpoint"
                 )
+        if not np.allclose(kept["levels"], self.levels, rtol=1e-9, atol=0):
+            raise ValueError(
+                "ledger: the checkpoint's levels are not the run's; budget or delta have changed, and wealth against "
+                "one level says nothing about another; resume with those of the checkpoint"
+            )
+        for name, mine in self.state().items():
             setattr(self, name, kept[name].astype(mine.dtype))

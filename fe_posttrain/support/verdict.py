@@ -5,6 +5,9 @@ quantity of interest, the prefix whose pooled bound is largest. The other half b
 then the halves change places, and the two bounds are averaged. Nothing is lost by leaving prompts out, since each
 contributes 0 at least; c_B is concave, so pooling can only understate; and a pooled Clopper-Pearson bound is
 conservative for draws of unequal p. Each of the three bounds holds at a = alpha/3.
+
+So the three lower bounds hold together with probability 1 - alpha; so do the three upper ends, and so do both ends of
+the gain. Of all eight at once only 1 - 3 alpha is proved; in simulated worlds all held in .99 and more.
 """
 
 from collections.abc import Callable
@@ -62,7 +65,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Term:
-    """One number of the verdict in percentage points; `low` and `high` hold jointly with the other terms'."""
+    """One number of the verdict in percentage points; each kind of end holds jointly over the terms, see above."""
 
     value: float
     low: float | None = None

@@ -65,22 +65,41 @@ def test_prompts_enter_above_the_threshold_and_leave_below_a_quarter_of_it():
     assert moved.state.tolist() == [IN, OUT, IN, IN]
 
 
+def test_prompts_that_stay_in_do_not_pay_for_false_entries():
+    # 400 prompts surely in, 24 out, one of which shows 47 of 64. Its likelihood at .734 is 324 times that at p*_4, so
+    # its e-value is less. Over all 424, e >= 424/(.05 x 401) = 21 is enough; among the 24 it takes 24/.05 = 480.
+    state, hits = np.repeat([IN, OUT], [400, 24]), np.repeat([64, 34], [400, 24])
+    hits[-1] = 47
+    assert membership(Evidence.of_counts(hits, 64, 4))[-1] == IN
+    moved = transitions(state, hits, 64, 4)
+    assert moved.entered.size == 0 and moved.state.tolist() == state.tolist()
+
+
+def test_true_entries_and_exits_are_seen_beside_one_another():
+    # B = 4: three enter, two leave, the rest stay; e-BH within a part costs no power where evidence is plain
+    state = np.array([OUT] * 6 + [IN] * 6)
+    hits = [64, 60, 62, 0, 1, 0, 0, 0, 60, 64, 63, 61]  # 0 of 64: e = .95 x .868^-64 = 8,000, and 60 is asked
+    moved = transitions(state, hits, 64, 4)
+    assert moved.entered.tolist() == [0, 1, 2] and moved.left.tolist() == [6, 7]
+    assert moved.state.tolist() == [IN] * 3 + [OUT] * 3 + [OUT] * 2 + [IN] * 4
+
+
 def test_an_exit_is_not_testable_with_few_draws():
     moved = transitions(np.array([IN]), [0], 64, 1024)
     assert draws_for_exit(1024) == 4096
     assert not moved.exits_testable and moved.left.size == 0 and moved.state.tolist() == [IN]
 
 
-def test_the_shared_part_is_bounded_over_all_ways_that_open_prompts_may_lie():
+@pytest.mark.parametrize("prompts", [1, 2, 3])
+def test_the_shared_part_is_bounded_over_all_ways_that_open_prompts_may_lie(prompts):
     states = [IN, OUT, UNKNOWN]
-    for before in product(states, repeat=3):
-        for after in [(IN, OUT, UNKNOWN), (UNKNOWN, UNKNOWN, OUT), (OUT, OUT, UNKNOWN)]:
-            ways = []
-            for way in product(*[[x] if x else [IN, OUT] for x in before + after]):
-                a, b = np.array(way[:3]) == IN, np.array(way[3:]) == IN
-                ways.append((a & b).sum() / (a | b).sum() if (a | b).any() else None)
-            found = jaccard(np.array(before), np.array(after))
-            if None in ways:
-                assert found is None
-            else:
-                assert found == pytest.approx((min(ways), max(ways)))
+    for before, after in product(product(states, repeat=prompts), repeat=2):
+        ways = []
+        for way in product(*[[x] if x else [IN, OUT] for x in before + after]):
+            a, b = np.array(way[:prompts]) == IN, np.array(way[prompts:]) == IN
+            ways.append((a & b).sum() / (a | b).sum() if (a | b).any() else None)
+        found = jaccard(np.array(before), np.array(after))
+        if None in ways:
+            assert found is None
+        else:
+            assert found == pytest.approx((min(ways), max(ways)))

@@ -67,6 +67,16 @@ def test_without_any_change_the_halves_multiply_to_nothing():
     assert rms(found) < 0.01
 
 
+@pytest.mark.parametrize("depth", [3.0, 40.0, 900.0])  # 900 nats underflow, 40 cancel in a sum with 1
+def test_the_error_survives_prompts_that_are_worlds_apart(depth):
+    # Left out one by one of weights 1, w, w with w = e^-depth: ln w, ln (1+w)/2, ln (1+w)/2.
+    leaves = np.array([-depth, *[np.log1p(np.exp(-depth)) - np.log(2)] * 2])
+    expected = np.sqrt(2 / 3 * ((leaves - leaves.mean()) ** 2).sum())
+    for order in ([0, 1, 2], [1, 0, 2], [2, 1, 0]):
+        found = window(1, 1, np.array([0.0, -depth, -depth])[order], [5, 6, 7])
+        assert found.se == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_single_row_has_no_halves_and_no_error():
     one = window(3, 1, [-0.2], [7])
     assert one.value == pytest.approx(0.2) and one.halves is None and one.se == np.inf
@@ -85,6 +95,13 @@ def test_windows_add_up_to_what_probes_say():
     assert found.value == pytest.approx(0.7 - np.log(2))
     assert found.se == pytest.approx(np.sqrt(0.1**2 + 0.2**2 + 0.05**2 + 0.05**2))
     assert closure(windows, (0.0, 0.0), (0.4, 0.02)) is None and closure([], (0.1, 0.01), (0.2, 0.01)) is None
+
+
+@pytest.mark.parametrize("step", [12, 24])  # overlaps the first one; leaves eight updates out
+def test_windows_that_do_not_adjoin_are_refused(step):
+    windows = [Window(8, 8, 16, 0.4, 0.1, None), Window(step, 8, 16, 0.3, 0.2, None)]
+    with pytest.raises(ValueError, match="adjoining"):
+        closure(windows, start=(0.2, 0.01), end=(0.4, 0.02))
 
 
 def test_a_window_goes_through_json_and_back():

@@ -112,6 +112,51 @@ def test_levels_hold_the_ladder_and_a_prompt_takes_at_most_256_bytes():
     assert ledger.bytes_per_prompt <= 256 - 8  # beside the 64-bit name of a prompt
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (([0, -1], [1, 1], [0.0, 0.0]), "row 1: prompt -1"),  # would be the last prompt's
+        (([2, 0], [1, 1], [0.0, 0.0]), "row 0: prompt 2"),
+        (([0], [1], [0.0, 5.0]), "shapes"),
+        (([0, 1], [1], [0.0, 0.0]), "shapes"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_and_nothing_is_entered(rows, said):
+    ledger = Ledger(2, 1024)
+    with pytest.raises(ValueError, match=said):
+        ledger.update(*rows)
+    assert not ledger.log_wealth.any() and not ledger.drawn.any()
+
+
+def test_a_step_without_rows_changes_nothing():
+    ledger = Ledger(2, 1024)
+    ledger.update([], [], [])
+    assert not ledger.log_wealth.any() and not ledger.drawn.any()
+
+
+def test_a_reference_that_cannot_write_it_counts_as_wrong():
+    one, other = Ledger(1, 1024), Ledger(1, 1024)
+    one.update([0, 0], [1, 0], [-np.inf, 0.0])  # ref(y) = 0: X = 0, though the row was correct
+    other.update([0, 0], [0, 0], [0.0, 0.0])
+    assert one.log_wealth == pytest.approx(other.log_wealth)
+    assert one.correct == 1 and other.correct == 0
+
+
+def test_an_e_value_is_given_for_levels_only():
+    with pytest.raises(ValueError, match=r"0\.05 is no level"):
+        Ledger(1, 1024).log_e_at(0.05)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [((16384, 0.05), (65536, 0.05)), ((1024, 0.5), (1024, 0.05))])
+def test_wealth_against_other_levels_is_not_taken_back(mine, theirs):
+    one, other = Ledger(1, *theirs), Ledger(1, *mine)
+    assert one.levels.shape == other.levels.shape  # shapes alone do not tell them apart
+    one.update([0], [1], [3.0])
+    with pytest.raises(ValueError, match="budget or delta have changed"):
+        other.load_state(one.state())
+    assert not other.log_wealth.any() and not other.drawn.any()
+
+
 def test_its_state_goes_to_a_checkpoint_and_back():
     one, other = Ledger(4, 1024), Ledger(4, 1024)
     one.update([0, 2], [1, 1], [2.0, 1.0])

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 from fe_posttrain.support.verdict import Bounds, Halves, exact_points, verdict, verdict_of_counts
 
@@ -34,6 +35,99 @@ def test_halves_of_counts_are_hypergeometric_with_equal_draws():
     assert found.mean(0) == pytest.approx(np.array([[6, 5], [6, 5]]), abs=0.15)
     variance = [20 * 0.3 * 0.7 * 80 / 99, 20 * 0.25 * 0.75 * 20 / 39]
     assert found[:, 0].var(0) == pytest.approx(variance, rel=0.1)
+
+
+def by_definition(reference: np.ndarray, trained: np.ndarray, drawn: tuple[int, int], budget: int, low) -> dict:
+    """The three lower bounds in points, prefix by prefix in plain Python, from hits (2, M) of each side's halves."""
+
+    def least(hits: int, draws: int, level: float) -> float:
+        return float(beta.ppf(level, hits, draws - hits + 1)) if hits else 0.0
+
+    def most(hits: int, draws: int, level: float) -> float:
+        return float(beta.ppf(1 - level, hits + 1, draws - hits)) if hits < draws else 1.0
+
+    m, a, found = reference.shape[1], 0.05 / 3, {"created": [], "lost": [], "elicited": []}
+    p_r, p_t = reference / drawn[0], trained / drawn[1]
+    missed = (1 - np.asarray(low)) ** budget
+    for choose, bound in ((0, 1), (1, 0)):
+        score = {
+            "created": [p_t[choose, x] - (1 - (1 - p_r[choose, x]) ** budget) for x in range(m)],
+            "lost": [p_r[choose, x] - p_t[choose, x] for x in range(m)],
+            "elicited": [p_t[choose, x] - p_r[choose, x] - missed[x] for x in range(m)],
+        }
+        for name in found:
+            order, values = sorted(range(m), key=lambda x, s=score[name]: -s[x]), {0: [], 1: []}
+            for size in range(1, m + 1):
+                some, level = order[:size], a / (8 if name == "elicited" else 4)
+                for half in (0, 1):
+                    r, t = int(reference[half, some].sum()), int(trained[half, some].sum())
+                    n_r, n_t = size * drawn[0], size * drawn[1]
+                    values[half].append(size / m * {
+                        "created": least(t, n_t, level) - 1 + (1 - most(r, n_r, level)) ** budget,
+                        "lost": least(r, n_r, level) - most(t, n_t, level),
+                        "elicited": least(t, n_t, level) - most(r, n_r, level) - float(np.mean(missed[some])),
+                    }[name])  # fmt: skip
+            found[name].append(max(0.0, values[bound][int(np.argmax(values[choose]))]))
+    return {name: 100 * sum(values) / 2 for name, values in found.items()}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_lower_bounds_are_their_definition(seed):
+    rng = np.random.default_rng(seed)
+    before, after = np.repeat([0.8, 0.2, 1e-9], 4), np.repeat([0.2, 0.9, 0.9], 4)
+    reference, trained = rng.binomial(256, before, (2, 12)), rng.binomial(64, after, (2, 12))
+    low = rng.random(12) * before
+    anything = Bounds(np.zeros(12), np.ones(12))
+    found = verdict(
+        Halves(reference, 256),
+        Halves(trained, 64),
+        budget=16,
+        reference_bounds=anything,
+        trained_bounds=anything,
+        reference_low=low,
+    )
+    expected = by_definition(reference, trained, (256, 64), 16, low)
+    assert min(expected.values()) > 1
+    assert {name: getattr(found, name).low for name in TERMS} == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("budget", [1, 4, 64])
+def test_upper_ends_are_the_largest_term_in_the_box(budget):
+    rng = np.random.default_rng(budget)
+    ends = np.sort(rng.random((2, 2, 8)) ** 2, axis=1)  # (side, end, prompt)
+    sides = [Bounds(low, high) for low, high in ends]
+    halves = Halves(np.zeros((2, 8), dtype=int), 1)  # nothing certified: every low is 0
+    found = verdict(
+        halves, halves, budget=budget, reference_bounds=sides[0], trained_bounds=sides[1], reference_low=np.zeros(8)
+    )
+    grids = [np.linspace(*side, 801) for side in ends]
+    reference, trained = grids[0][:, None], grids[1][None]
+    reached = 1 - (1 - reference) ** budget
+    largest = {
+        "elicited": np.minimum(np.maximum(trained - reference, 0), reached - reference),
+        "created": np.maximum(trained - reached, 0),
+        "lost": np.maximum(reference - trained, 0),
+    }
+    for name, values in largest.items():
+        exactly = 100 * values.max((0, 1)).mean()
+        assert exactly - 1e-9 <= getattr(found, name).high  # never below what is possible
+        if name != "elicited":
+            assert getattr(found, name).high == pytest.approx(exactly)
+
+
+def test_unequal_draws_use_as_many_of_each_as_the_poorest_has():
+    found = verdict_of_counts(([90, 5], [100, 11]), ([20, 19], [20, 21]), budget=4)
+    assert found.prompts == 2
+    halves = Halves.of_counts([90, 5], [100, 11])
+    assert halves.drawn == 5 and (halves.correct <= 5).all()
+    all_right = Halves.of_counts([100, 11], [100, 11])
+    assert (all_right.correct == 5).all()
+
+
+@pytest.mark.parametrize("drawn", [0, 1])
+def test_a_side_with_fewer_than_two_draws_is_refused(drawn):
+    with pytest.raises(ValueError, match="two draws or more"):
+        verdict_of_counts(([3, 0], [8, drawn]), ([1, 2], [4, 4]), budget=4)
 
 
 @pytest.mark.parametrize("budget", [16, 256])
