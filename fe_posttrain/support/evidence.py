@@ -42,13 +42,13 @@ def log_e_below(correct: ArrayLike, drawn: ArrayLike, p0: ArrayLike) -> NDArray:
 
 
 def anytime_lower_bound(correct: ArrayLike, drawn: ArrayLike, level: float) -> NDArray:
-    """Largest p0 whose "p <= p0" has an e-value of 1/level: exceeds p at *any* time with probability `level` at most."""
+    """Largest p0 whose "p <= p0" has an e-value of 1/level: above p at *any* time with at most that probability."""
     hits, draws = checked(correct, drawn)
     return _boundary(lambda p0: log_e_above(hits, draws, p0) >= -np.log(level), hits, rejected_at_bottom=True)
 
 
 def anytime_upper_bound(correct: ArrayLike, drawn: ArrayLike, level: float) -> NDArray:
-    """Smallest p0 whose "p >= p0" has an e-value of 1/level: falls below p at *any* time with probability `level`."""
+    """Smallest p0 whose "p >= p0" has an e-value of 1/level: below p at *any* time with at most that probability."""
     hits, draws = checked(correct, drawn)
     return _boundary(lambda p0: log_e_below(hits, draws, p0) >= -np.log(level), hits, rejected_at_bottom=False)
 

@@ -123,7 +123,7 @@ def excess_kl(log_ratio_of_correct: ArrayLike) -> NDArray:
 
 
 def outside_mass(log_ratio_of_correct: ArrayLike, budget: float) -> NDArray:
-    """Share of correct completions of the policy with ln(pi/ref) > ln B: B draws of the reference owe them nothing.
+    """Share of correct completions of the policy with ln(pi/ref) > ln B: shown over B times as often as before.
 
     (..., n) -> (...); NaN for no rows. Raises ValueError as `excess_kl`.
     """
