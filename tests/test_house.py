@@ -11,12 +11,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fe_posttrain"
 MAY_IMPORT = {
     "theory": set(),
+    "support": set(),
     "sequences": set(),
     "view": set(),
     "tasks": {"theory", "sequences"},
     "training": {"theory", "sequences", "tasks"},
     "recipe": {"theory", "sequences", "tasks", "training", "view"},
 }
+STANDARD = sys.stdlib_module_names
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
 
 
@@ -51,6 +53,8 @@ def test_imports_run_downwards(path):
             "typing",
             "fe_posttrain",
         }
+    if own == "support":
+        assert {name.split(".")[0] for name in names} <= {"numpy", "scipy", "arviz_stats", "fe_posttrain"} | STANDARD
 
 
 def test_importing_the_package_imports_no_library():

@@ -7,7 +7,7 @@ This is *description*, without bounds, and it proves nothing about any prompt. I
 256 prompts, of Cover@p*_B at B = 4 ... 1024 (p*_B = .53 ... .003): for p ~ Beta(.3, 1) within .02 at 16 and at 64 draws
 a prompt. Worse are prompts that sit together just beside a threshold (all at .05 against p*_64 = .046: .21 too low at
 16 draws, .08 at 64) or far below 1/N, where p cannot be told from 0 (half at .002 against p*_1024 = .003: .10 and .06
-too high). The share of prompts with correct/drawn >= p*_B, the obvious alternative, errs by up to .21 and .44 in the first two.
+too high). The share of prompts with correct/drawn >= p*_B errs by up to .21 and .44 in the first two of these.
 
 Sources: Kiefer & Wolfowitz 1956, Ann. Math. Statist. 27, 887; Lindsay 1983, Ann. Statist. 11, 86 (optimality).
 """
