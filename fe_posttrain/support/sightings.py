@@ -10,7 +10,7 @@ Source: Wu et al. 2025, "The Invisible Leash", arXiv 2507.14843 (SRR, NDR, SDS, 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fe_posttrain.support.intervals import checked, pass_at_k
 
@@ -84,18 +84,21 @@ def null_floor(
     before, reference_n, after, trained_n = _counts(reference_correct, reference_drawn, trained_correct, trained_drawn)
     hits, draws = before + after, reference_n + trained_n
 
-    def missed(part) -> float:
+    def missed(part: NDArray) -> float:
         return float(sum((1.0 * (hits[at] > 0) - pass_at_k(hits[at], draws[at], k)).sum() for k, at in _groups(part)))
 
     return NullFloor(expanded=missed(reference_n), shrunk=missed(trained_n))
 
 
-def _groups(part):
+def _groups(part: NDArray) -> list[tuple[int, NDArray]]:
     """Each number of draws with the prompts that have it."""
     return [(int(k), part == k) for k in np.unique(part)]
 
 
-def _counts(reference_correct, reference_drawn, trained_correct, trained_drawn):
+def _counts(
+    reference_correct: ArrayLike, reference_drawn: ArrayLike, trained_correct: ArrayLike, trained_drawn: ArrayLike
+) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Correct and drawn of the reference, then of the trained model; (prompts,) each."""
     before, reference_n = (counts.ravel() for counts in checked(reference_correct, reference_drawn))
     after, trained_n = (counts.ravel() for counts in checked(trained_correct, trained_drawn))
     if before.shape != after.shape:
