@@ -41,6 +41,8 @@ class Population:
     def quantile(self, shares: ArrayLike) -> NDArray:
         """Least p that `shares` of the prompts do not exceed: the quantile curve. Any shape.
 
+        A value far below 1/draws only says "too rare to tell": the counts do not place it.
+
         Raises:
             ValueError: a share outside [0, 1].
         """
