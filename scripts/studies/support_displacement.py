@@ -14,12 +14,16 @@ from fe_posttrain.tracking.reporting import LARGEST_CLOSURE
 from fe_posttrain.tracking.weights import KeptWeights
 
 RL = ("tail_10", "basin")
-ARMS = {  # name: recipe, families, updates of a window
-    "rl": ("rl", RL, 8),
-    "mixture": ("mixture", (*RL, "barrier"), 8),
-    "mixture, windows of 1 update": ("mixture", (*RL, "barrier"), 1),  # beside the bars: what more prompts bring
+ARMS = {  # name: recipe, families, settings in the place of the recipe's
+    "rl": ("rl", RL, {}),
+    "mixture": ("mixture", (*RL, "barrier"), {}),
+    "mixture, 32 prompts a step": (
+        "mixture",
+        (*RL, "barrier"),
+        {"per_device_train_batch_size": 128, "num_generations": 4},
+    ),
 }
-WATCHED = 2048  # training prompts whose exact mean p is the truth: all of them, an eighth where windows are 1 update
+WATCHED = 2048  # training prompts whose exact mean p is the truth: all of them
 SIZES = (0.01, 0.02, 0.05)  # nats that are injected
 WINDOWS, GROUPS, EACH, ROWS = 300, 8, 16, 16  # of fresh draws: prompts, draws of each, correct rows scored again
 
@@ -27,12 +31,12 @@ WINDOWS, GROUPS, EACH, ROWS = 300, 8, 16, 16  # of fresh draws: prompts, draws o
 def support_displacement(seeds: int = 3) -> dict:
     """Sum and RMS of a run's windows against exact ln(P_t/P_{t-k}) of its training prompts; injected changes."""
     runs, injected = [], []
-    for arm, (recipe, families, updates) in ARMS.items():
+    for arm, (recipe, families, settings) in ARMS.items():
         for seed in range(seeds):
             demonstrated = ("barrier",) if recipe == "mixture" else ()
             run = train(
                 recipe, families, seed, tempfile.mkdtemp(), probes=families, demonstrated=demonstrated,
-                watched=WATCHED * updates // 8, support={"reference_draws": 64, "displacement_steps": updates},
+                watched=WATCHED, support={"reference_draws": 64}, **settings,
             )  # fmt: skip
             runs.append({"arm": arm, "seed": seed} | _against_exact(run))
             print(runs[-1], flush=True)
@@ -41,8 +45,7 @@ def support_displacement(seeds: int = 3) -> dict:
                 print(injected[-len(SIZES) :], flush=True)
     return {
         "what": "displacement of whole runs (16 correct rows a window) against exact ln(P_t/P_{t-k}) of "
-        f"{WATCHED} training prompts (an eighth of them for windows of 1 update), nats; "
-        f"injected: the trained weights moved towards the reference's by a share "
+        f"{WATCHED} training prompts, nats; recipes have 8 (rl) and 4 (mixture) prompts a step; injected: the trained weights moved towards the reference's by a share "
         f"that changes ln P as given, {WINDOWS} windows of {GROUPS} x {EACH} fresh draws, {ROWS} correct rows each",
         "bars": {"closure": "at most max(.3 nats, 3 SE)", "injected_rms": "within 20 % of exact"},
         "closures": _closures(runs),
