@@ -45,8 +45,9 @@ def support_displacement(seeds: int = 3) -> dict:
                 print(injected[-len(SIZES) :], flush=True)
     return {
         "what": "displacement of whole runs (16 correct rows a window) against exact ln(P_t/P_{t-k}) of "
-        f"{WATCHED} training prompts, nats; recipes have 8 (rl) and 4 (mixture) prompts a step; injected: the trained weights moved towards the reference's by a share "
-        f"that changes ln P as given, {WINDOWS} windows of {GROUPS} x {EACH} fresh draws, {ROWS} correct rows each",
+        f"{WATCHED} training prompts, nats; the recipes have 8 (rl) and 4 (mixture) prompts a step; injected: the "
+        "trained weights moved towards the reference's by a share that changes ln P as given, "
+        f"{WINDOWS} windows of {GROUPS} x {EACH} fresh draws, {ROWS} correct rows each",
         "bars": {"closure": "at most max(.3 nats, 3 SE)", "injected_rms": "within 20 % of exact"},
         "closures": _closures(runs),
         "worst_injected_error_percent": max(abs(found["rms_error_percent"]) for found in injected),
