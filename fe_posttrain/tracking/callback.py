@@ -13,14 +13,14 @@ from transformers import TrainerCallback
 from fe_posttrain.sequences import Decoding
 from fe_posttrain.support.budgets import Key, primary_budget
 from fe_posttrain.support.displacement import Closure, closure, rms, window
-from fe_posttrain.tracking.bank import Plan, banks_folder, cached
+from fe_posttrain.tracking.bank import banks_folder
 from fe_posttrain.tracking.channels import Channel
 from fe_posttrain.tracking.drawing import Drawing, together
-from fe_posttrain.tracking.probes import Probes, Round
+from fe_posttrain.tracking.probes import Probes, Round, key_of
 from fe_posttrain.tracking.reporting import in_brief, mean_over_prompts, metrics_of, reported, training_shares
 from fe_posttrain.tracking.riding import Displacements, Riding
 from fe_posttrain.tracking.settings import SupportSettings
-from fe_posttrain.tracking.signal import Signal, rows_hash
+from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights, weights_hash
 from fe_posttrain.training import reference
 from fe_posttrain.training.rollout_events import Rollouts, prompt_key
@@ -224,8 +224,7 @@ class SupportCallback(TrainerCallback):
         with self._reference() as model:
             weights = weights_hash(model)
         budget = settings.support_budget or primary_budget(self._rollouts_per_prompt())
-        words = f"temperature {decoding.temperature:g}, at most {decoding.max_new_tokens} tokens"
-        key = Key(weights, words, signal.name, budget, settings.support_delta, settings.support_alpha)
+        key = key_of(weights, decoding, signal, budget, settings.support_delta, settings.support_alpha)
         drawing = Drawing(
             [row["prompt"] for row in self.rows],
             decoding,
@@ -233,29 +232,15 @@ class SupportCallback(TrainerCallback):
             lambda ids: trainer.processing_class.batch_decode(ids, skip_special_tokens=True),
             eos_token_ids=trainer.eos_token_ids,
             pad_token_id=trainer._tokenizer.pad_token_id,
+            unk_token_id=getattr(trainer._tokenizer, "unk_token_id", None),
             batch_size=settings.support_batch_size,
         )
         probes = Probes(self.rows, drawing, signal, self.labels, key, args.seed)
-        labels = Signal(self.labels).identity if self.labels else ""
-        identity = {
-            "reference": weights,
-            "decoding": repr(decoding),
-            "verifier": signal.identity,
-            "prompts": rows_hash(self.rows),
-            "labels": labels,
-        }
-        self._identity = identity | {"budget": budget, "delta": key.delta, "alpha": key.alpha}
-        plan = Plan(
-            screen=settings.support_draws,
-            most=settings.support_reference_draws,
-            budget=budget,
-            delta=key.delta,
-            alpha=key.alpha,
-        )
+        self._identity = probes.identity | {"budget": budget, "delta": key.delta, "alpha": key.alpha}
         self._say(f"support: {len(self.rows)} probe prompts, B = {budget}; the reference's bank is in {self.cache}")
+        screen, most = settings.support_draws, settings.support_reference_draws
         with self._reference() as model:
-            bank = cached(identity, len(self.rows), plan, lambda *asked: probes.judged(model, *asked), self.cache)
-            probes.know_reference(bank, self.channels, model)
+            probes.meet_reference(model, screen, most, self.channels, self.cache)
         if args.generates:
             self._set_up_riding(key)
         self.probes = probes

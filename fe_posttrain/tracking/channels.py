@@ -84,5 +84,18 @@ def opened_by(
 
 
 def known_answers(rows: Sequence[dict]) -> list:
-    """The answer that each row brings with it, text or messages; None without one."""
-    return [next((row[key] for key in _ANSWERS if row.get(key) is not None), None) for row in rows]
+    """The answer that each row brings with it, in the form of the prompt, text or messages; None without one."""
+    found = [next((row[key] for key in _ANSWERS if row.get(key) is not None), None) for row in rows]
+    return [
+        [{"role": "assistant", "content": answer}]
+        if isinstance(answer, str) and not isinstance(row["prompt"], str)
+        else answer
+        for row, answer in zip(rows, found, strict=True)
+    ]
+
+
+def text_of(answer: str | list) -> str | None:
+    """What the model would have to write; None for an answer of several messages."""
+    if isinstance(answer, str):
+        return answer
+    return answer[0]["content"] if len(answer) == 1 else None

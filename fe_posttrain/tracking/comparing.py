@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fe_posttrain.sequences import Decoding
-from fe_posttrain.support.budgets import ALPHA, DELTA, Key
+from fe_posttrain.support.budgets import ALPHA, DELTA
 from fe_posttrain.tasks.files import load_rows
 from fe_posttrain.tasks.rows import check_prompts, with_system_prompt
-from fe_posttrain.tracking.bank import Plan, banks_folder, cached
+from fe_posttrain.tracking.bank import banks_folder
 from fe_posttrain.tracking.drawing import Drawing
-from fe_posttrain.tracking.probes import Probes
+from fe_posttrain.tracking.probes import Probes, key_of
 from fe_posttrain.tracking.reporting import reported
-from fe_posttrain.tracking.signal import Signal, rows_hash
+from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import weights_hash
 
 
@@ -83,9 +83,7 @@ def probed(
     """One round of probes of two loaded models on `rows`."""
     decoding = Decoding(asked.max_new_tokens, asked.temperature)
     signal = Signal(asked.verifier, asked.threshold)
-    weights = weights_hash(reference)
-    words = f"temperature {decoding.temperature:g}, at most {decoding.max_new_tokens} tokens"
-    key = Key(weights, words, signal.name, asked.budget, asked.delta, asked.alpha)
+    key = key_of(weights_hash(reference), decoding, signal, asked.budget, asked.delta, asked.alpha)
     drawing = Drawing(
         [row["prompt"] for row in rows],
         decoding,
@@ -93,20 +91,12 @@ def probed(
         lambda ids: tokenizer.batch_decode(ids, skip_special_tokens=True),
         eos_token_ids=_ends(reference, tokenizer),
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        unk_token_id=tokenizer.unk_token_id,
         batch_size=asked.batch_size,
     )
     probes = Probes(rows, drawing, signal, None, key, asked.seed)
-    identity = {
-        "reference": weights,
-        "decoding": repr(decoding),
-        "verifier": signal.identity,
-        "prompts": rows_hash(rows),
-        "labels": "",
-    }
-    plan = Plan(asked.draws, asked.reference_draws, asked.budget, asked.delta, asked.alpha)
     say(f"drawing {asked.reference} on {len(rows)} prompts; cached in {cache}")
-    bank = cached(identity, len(rows), plan, lambda *words: probes.judged(reference, *words), cache)
-    probes.know_reference(bank, (), reference)
+    probes.meet_reference(reference, asked.draws, asked.reference_draws, (), cache)
     say(f"drawing {asked.trained}: {asked.draws} completions of each prompt")
     probes.round(trained, lambda: nullcontext(reference), 0, asked.draws)
     return probes

@@ -34,6 +34,7 @@ class Drawing:
         prompts: plain or conversational.
         tokenize: prompts -> token ids.
         decode: completion ids -> texts.
+        unk_token_id: what stands for symbols that the tokenizer lacks.
         batch_size: completions that are drawn or scored at once.
     """
 
@@ -46,8 +47,10 @@ class Drawing:
         *,
         eos_token_ids: list[int],
         pad_token_id: int,
+        unk_token_id: int | None = None,
         batch_size: int = 1024,
     ):
+        self.unk_token_id = unk_token_id
         self.prompts, self.decoding = list(prompts), decoding
         self.tokenize, self.decode = tokenize, decode
         self.eos_token_ids, self.pad_token_id, self.batch_size = eos_token_ids, pad_token_id, batch_size
@@ -117,6 +120,11 @@ class Drawing:
             text if isinstance(self.prompts[row], str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
         ]
+
+    def cannot_write(self, text: str) -> bool:
+        """Whether the decoding gives `text` probability 0: it is longer than allowed, or holds unknown symbols."""
+        ids = self.tokenize([text])[0]
+        return len(ids) > self.decoding.max_new_tokens or (self.unk_token_id is not None and self.unk_token_id in ids)
 
     def _shared(self, model, items: np.ndarray, one: Callable[[np.ndarray, int], list]) -> list:
         """`one` of every batch of `items`, batches dealt to the processes; all of them get everything, or an error."""

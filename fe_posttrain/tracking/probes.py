@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+from fe_posttrain.sequences import Decoding
 from fe_posttrain.support.bridges import bar, effective_sample_size, psis_khat
 from fe_posttrain.support.budgets import Key, ladder_with, threshold
 from fe_posttrain.support.calls import OUT, Evidence, jaccard, membership, regimes, transitions
@@ -12,14 +14,20 @@ from fe_posttrain.support.evidence import anytime_lower_bound, anytime_upper_bou
 from fe_posttrain.support.intervals import lower_bound, upper_bound
 from fe_posttrain.support.ledger import Ledger
 from fe_posttrain.support.verdict import Bounds, Halves, Verdict, verdict
-from fe_posttrain.tracking.bank import Bank, Batch, labelled
-from fe_posttrain.tracking.channels import Channel, known_answers, opened_by
+from fe_posttrain.tracking.bank import Bank, Batch, Plan, cached, labelled
+from fe_posttrain.tracking.channels import Channel, known_answers, opened_by, text_of
 from fe_posttrain.tracking.drawing import Drawing
-from fe_posttrain.tracking.signal import Signal, call
+from fe_posttrain.tracking.signal import Signal, call, rows_hash
 
 LEDGER_PARTS = 4  # a round's draws enter the ledger in so many parts, so that later ones bet on what earlier ones show
 FLOOR_DRAWS = 4  # draws of a prompt that are judged against another prompt's answer
 CHANNEL_DRAWS = 64
+
+
+def key_of(weights: str, decoding: Decoding, signal: Signal, budget: int, delta: float, alpha: float) -> Key:
+    """The key of statements about these weights, drawn and judged so."""
+    words = f"temperature {decoding.temperature:g}, at most {decoding.max_new_tokens} tokens"
+    return Key(weights, words, signal.name, budget, delta, alpha)
 
 
 @dataclass(frozen=True)
@@ -79,9 +87,29 @@ class Probes:
         correct = self.signal(asked, drawn.completions, drawn.completion_ids)
         return Batch(drawn.row, correct, labelled(labels, len(rows)), drawn.completion_ids, drawn.log_probs)
 
-    def know_reference(self, bank: Bank, channels: Sequence[Channel], reference) -> None:
-        """Take the bank; try the channels where plain sampling is shut out, and look at known answers."""
-        self.bank = bank
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the reference's draws depend on, beside how many are made."""
+        return {
+            "reference": self.key.reference,
+            "decoding": repr(self.drawing.decoding),
+            "verifier": self.signal.identity,
+            "prompts": rows_hash(self.rows),
+            "labels": Signal(self.labels).identity if self.labels else "",
+        }
+
+    def meet_reference(self, reference, screen: int, most: int, channels: Sequence[Channel], cache: Path) -> None:
+        """Take the bank or draw it; try the channels where plain sampling is shut out, and look at known answers.
+
+        Args:
+            reference: model of the key's weights; every process calls this.
+            screen, most: see `bank.Plan`.
+        """
+        key = self.key
+        plan = Plan(screen, most, key.budget, key.delta, key.alpha)
+        self.bank = bank = cached(
+            self.identity, len(self.rows), plan, lambda *asked: self.judged(reference, *asked), cache
+        )
         out = np.flatnonzero(bank.membership() == OUT)
         for channel in channels if len(out) else ():
             hits = channel.correct(reference, self.drawing, [self.rows[i] for i in out], CHANNEL_DRAWS, self.signal)
@@ -92,16 +120,11 @@ class Probes:
         shown = [i for i, answer in enumerate(answers) if answer is not None]
         if shown:
             self.demonstrated[shown] = self.signal([self.rows[i] for i in shown], [answers[i] for i in shown])
-            self.singular[shown] = [self._impossible(i, answers[i]) for i in shown]
+            texts = {i: text for i in shown if self.demonstrated[i] and (text := text_of(answers[i])) is not None}
+            self.singular[list(texts)] = [self.drawing.cannot_write(text) for text in texts.values()]
         for budget in ladder_with(self.key.budget):
             evidence = Evidence.of_counts(*bank.call_counts, budget, self.key.delta)
             self.states[budget] = membership(evidence, self.key.alpha)
-
-    def _impossible(self, row: int, answer) -> bool:
-        """Whether the decoding cannot write a known answer: longer than allowed."""
-        if not isinstance(answer, str) or not self.demonstrated[row]:
-            return False
-        return len(self.drawing.tokenize([answer])[0]) > self.drawing.decoding.max_new_tokens
 
     def round(self, policy, reference, step: int, draws: int) -> tuple[Round, Batch]:
         """Draw, judge, score under the reference, and enter into the ledger; every process calls it.
