@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "tracking": {"support", "sequences", "tasks", "training"},
     "recipe": {"support", "tracking", "theory", "sequences", "tasks", "training", "view"},
 }
+STANDARD = sys.stdlib_module_names
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
 
 
@@ -53,6 +54,8 @@ def test_imports_run_downwards(path):
             "typing",
             "fe_posttrain",
         }
+    if own == "support":
+        assert {name.split(".")[0] for name in names} <= {"numpy", "scipy", "arviz_stats", "fe_posttrain"} | STANDARD
 
 
 def test_importing_the_package_imports_no_library():

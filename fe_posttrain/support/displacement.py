@@ -108,14 +108,12 @@ def _log_mean(log_ratio: np.ndarray) -> float:
 
 
 def _standard_error(log_ratio: np.ndarray, owner: np.ndarray) -> float:
-    """Of -ln mean w, by the jackknife: leaving out one prompt after the other, or rows where there is one prompt.
+    """Of -ln mean w, by the jackknife: leaving out one prompt after the other.
 
     Few prompts that moved differently make the logarithm skew, and a linear error would be far too small. Infinite
-    for one row.
+    for one prompt: how others moved is not known.
     """
-    prompts, index = np.unique(owner, return_inverse=True)
-    if len(prompts) < 2:
-        index = np.arange(len(log_ratio))
+    index = np.unique(owner, return_inverse=True)[1]
     count = np.bincount(index)
     units = len(count)
     if units < 2:

@@ -17,38 +17,44 @@ _HALVINGS = 60
 
 
 def log_e_above(correct: ArrayLike, drawn: ArrayLike, p0: ArrayLike) -> NDArray:
-    """ln e-value against p <= p0: the likelihood at p0 against its mean over p > p0 (prior Beta(.1, 1), truncated)."""
+    """ln e-value against p <= p0: the likelihood at p0 against its mean over p > p0 (prior Beta(.1, 1), truncated).
+
+    Raises:
+        ValueError: bad counts, or p0 not strictly between 0 and 1; it says which.
+    """
     hits, draws = checked(correct, drawn)
+    p0 = _inside(p0)
     a, b = _ABOVE
     with np.errstate(divide="ignore"):
         posterior = betaln(a + hits, b + draws - hits) + np.log(betaincc(a + hits, b + draws - hits, p0))
         prior = betaln(a, b) + np.log(betaincc(a, b, p0))
-    return posterior - prior - _log_likelihood(hits, draws, np.asarray(p0))
+    return posterior - prior - _log_likelihood(hits, draws, p0)
 
 
 def log_e_below(correct: ArrayLike, drawn: ArrayLike, p0: ArrayLike) -> NDArray:
     """ln e-value against p >= p0: .95 on p = 0 and .05 on Beta(.5, .5) truncated to p < p0.
 
-    N draws without a hit give .95 (1-p0)^-N at least.
+    N draws without a hit give .95 (1-p0)^-N at least. Errors as `log_e_above`.
     """
     hits, draws = checked(correct, drawn)
+    p0 = _inside(p0)
     a, b = _BELOW
     with np.errstate(divide="ignore"):
         posterior = betaln(a + hits, b + draws - hits) + np.log(betainc(a + hits, b + draws - hits, p0))
         prior = betaln(a, b) + np.log(betainc(a, b, p0))
         spread = np.log1p(-_ZERO) + posterior - prior
         zero = np.where(hits == 0, np.log(_ZERO), -np.inf)
-    return np.logaddexp(spread, zero) - _log_likelihood(hits, draws, np.asarray(p0))
+    return np.logaddexp(spread, zero) - _log_likelihood(hits, draws, p0)
 
 
 def anytime_lower_bound(correct: ArrayLike, drawn: ArrayLike, level: float) -> NDArray:
-    """Largest p0 whose "p <= p0" has an e-value of 1/level; ever exceeds p with probability `level` at most."""
+    """Largest p0 whose "p <= p0" has an e-value of 1/level: above p at *any* time with at most that probability."""
     hits, draws = checked(correct, drawn)
     return _boundary(lambda p0: log_e_above(hits, draws, p0) >= -np.log(level), hits, rejected_at_bottom=True)
 
 
 def anytime_upper_bound(correct: ArrayLike, drawn: ArrayLike, level: float) -> NDArray:
-    """Smallest p0 whose "p >= p0" has an e-value of 1/level; ever falls below p with probability `level` at most."""
+    """Smallest p0 whose "p >= p0" has an e-value of 1/level: below p at *any* time with at most that probability."""
     hits, draws = checked(correct, drawn)
     return _boundary(lambda p0: log_e_below(hits, draws, p0) >= -np.log(level), hits, rejected_at_bottom=False)
 
@@ -58,14 +64,30 @@ def e_bh(e_values: ArrayLike, alpha: float) -> NDArray:
 
     Controls the false discovery rate at alpha under any dependence (Wang & Ramdas 2022), for current e-values at
     declared moments; running maxima are not e-values.
+
+    Raises:
+        ValueError: an e-value that is NaN or negative (a NaN would be ranked first); it says which.
     """
     e = np.asarray(e_values, dtype=float)
+    _refuse("e_values", e, e >= 0, "an e-value is 0 or more")
     if e.size == 0:
         return np.zeros(e.shape, dtype=bool)
     ordered = np.sort(e, axis=None)[::-1]
     count = np.arange(1, e.size + 1)
     enough = np.flatnonzero(ordered * count >= e.size / alpha)
     return e >= ordered[enough[-1]] if enough.size else np.zeros(e.shape, dtype=bool)
+
+
+def _inside(p0: ArrayLike) -> NDArray:
+    p = np.asarray(p0, dtype=float)
+    _refuse("p0", p, (p > 0) & (p < 1), "at 0 and 1 the hypothesis has no likelihood to compare with")
+    return p
+
+
+def _refuse(name: str, array: NDArray, sound: NDArray, why: str) -> None:
+    if not sound.all():
+        row = int(np.argmin(sound.ravel()))
+        raise ValueError(f"{name}: row {row} is {array.ravel()[row]}; {why}; mend or leave out that row")
 
 
 def _log_likelihood(hits: NDArray, draws: NDArray, p0: NDArray) -> NDArray:

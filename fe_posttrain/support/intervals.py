@@ -13,7 +13,8 @@ def checked(correct: ArrayLike, drawn: ArrayLike) -> tuple[NDArray, NDArray]:
         ValueError: a count that is negative, no whole number, or larger than what was drawn; it says which.
     """
     hits, draws = np.broadcast_arrays(np.asarray(correct, dtype=float), np.asarray(drawn, dtype=float))
-    wrong = ~((hits >= 0) & (hits <= draws) & (hits == np.floor(hits)) & (draws == np.floor(draws)))
+    whole = (hits == np.floor(hits)) & (draws == np.floor(draws)) & np.isfinite(draws)
+    wrong = ~(whole & (hits >= 0) & (hits <= draws))
     if wrong.any():
         row = int(np.flatnonzero(wrong.ravel())[0])
         raise ValueError(
@@ -27,10 +28,13 @@ def pass_at_k(correct: ArrayLike, drawn: ArrayLike, k: int) -> NDArray:
     """Chen et al.'s unbiased pass@k = 1 - C(n-c, k) / C(n, k), for each prompt (2021, arXiv:2107.03374).
 
     Raises:
-        ValueError: k exceeds what was drawn of a prompt: no unbiased estimate exists.
+        ValueError: bad counts; k is no whole number of 1 or more, or exceeds what was drawn of a prompt: no unbiased
+            estimate exists.
     """
     hits, draws = checked(correct, drawn)
-    if k < 1 or (draws < k).any():
+    if k < 1 or k != int(k):
+        raise ValueError(f"pass@{k}: k counts draws; write a whole number of 1 or more")
+    if (draws < k).any():
         raise ValueError(f"pass@{k}: {draws.min()} draws of a prompt; no unbiased estimate beyond that; lower k")
     return 1.0 - hypergeom.pmf(0, draws, hits, k)
 

@@ -156,10 +156,10 @@ def _sightings(reference: Counts, trained: Counts) -> dict[str, Any]:
     """What was seen at least once on either side, and how much of that chance alone would show."""
     sides = (reference.correct, int(reference.drawn[0]), trained.correct, int(trained.drawn[0]))
     seen = sightings(*sides)
-    expanded, shrunk = null_floor(*sides)
+    floor = null_floor(*sides)
     return {
         "sightings": {name: int(getattr(seen, name)) for name in ("kept", "shrunk", "expanded", "out")},
-        "null_floor": {"expanded": float(expanded), "shrunk": float(shrunk)},
+        "null_floor": asdict(floor),
         **{name: _number(getattr(seen, name)) for name in ("srr", "ndr", "sds", "nscr")},
     }
 

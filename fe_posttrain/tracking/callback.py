@@ -267,7 +267,7 @@ class SupportCallback(TrainerCallback):
             weights = None
             if not args.demonstration_energy_weight:  # with demonstrations the optimum is another
                 weights = args.reward_energy_weight * trainer.reward_weights.cpu().numpy()
-            self.riding = Riding(prompts, key.budget, key.delta, key.alpha, weights)
+            self.riding = Riding(prompts, key.budget, key.delta, key.alpha, weights, args.num_generations)
             if not args.uses_reference:
                 logger.warning("support: beta is 0, so rollouts are not scored under the reference: no ledger")
         if settings.support_displacement_steps:

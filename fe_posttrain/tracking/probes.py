@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fe_posttrain.support.bridges import bar
+from fe_posttrain.support.bridges import bar, effective_sample_size, psis_khat
 from fe_posttrain.support.budgets import Key, ladder_with, threshold
 from fe_posttrain.support.calls import OUT, Evidence, jaccard, membership, regimes, transitions
 from fe_posttrain.support.evidence import anytime_lower_bound, anytime_upper_bound, log_e_above, log_e_below
@@ -28,6 +28,8 @@ class Round:
 
     step: optimizer steps made. correct: hits of each prompt in the first and the second half of its draws; drawn: of
     one half. kl: mean ln(pi/ref) of the draws, nats per sequence. bar: df, se and verdict of the density check.
+    weights: of ref/pi over correct draws, the tail index k-hat (None: not checked; beyond .7 point estimates from
+    weights are not to be believed, the ledger's bound is) and the effective share of the draws.
     guess_floor: how often a completion passes for another prompt. labels: label -> counts per prompt.
     """
 
@@ -36,6 +38,7 @@ class Round:
     drawn: int
     kl: float
     bar: dict
+    weights: dict
     guess_floor: float
     labels: dict[str, list[int]]
 
@@ -128,7 +131,8 @@ class Probes:
             correct=halves.correct.tolist(),
             drawn=halves.drawn,
             kl=float(log_ratio.mean()),
-            bar={"df": check.df, "se": check.se, "verdict": check.verdict},
+            bar={"df": check.df, "se": check.se if np.isfinite(check.se) else None, "verdict": check.verdict},
+            weights=_spread(-log_ratio[found.correct]),
             guess_floor=self._guess_floor(found, each),
             labels={
                 label: np.bincount(rows[[x == label for x in found.labels]], minlength=len(self.rows)).tolist()
@@ -263,3 +267,12 @@ class Probes:
     def load_state(self, kept: dict) -> None:
         self.rounds = [Round(**r) for r in kept["rounds"]]
         self.states = {int(budget): np.array(state) for budget, state in kept["states"].items()}
+
+
+def _spread(log_weights: np.ndarray) -> dict[str, float | None]:
+    """k-hat and the effective share of weights; None where there are too few."""
+    if len(log_weights) == 0:
+        return {"khat": None, "effective_share": None}
+    khat = psis_khat(log_weights)
+    share = effective_sample_size(log_weights) / len(log_weights)
+    return {"khat": float(khat) if np.isfinite(khat) else None, "effective_share": float(share)}

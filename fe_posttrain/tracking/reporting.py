@@ -44,7 +44,7 @@ def reported(
         families={name: probes.verdict(found, rows) for name, rows in trained.families().items()},
         screened=screened,
     )
-    body |= {"step": found.step, "kl": found.kl, "movements": probes.movements(found)}
+    body |= {"step": found.step, "kl": found.kl, "weights": found.weights, "movements": probes.movements(found)}
     if probes.labels is not None:
         body["labels"] = probes.label_movements(found, pooled_labels)
     if probes.channels or probes.demonstrated.any():
@@ -103,6 +103,8 @@ def mean_over_prompts(p: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
 
 
 def _bar_check(bar: dict) -> dict[str, Any]:
+    if bar["se"] is None:
+        return bar | {"why": "the draws of the two do not meet"}
     return bar | {"why": f"{bar['df']:+.2f} nats, SE {bar['se']:.2f}"}
 
 
@@ -114,6 +116,9 @@ def _floor_check(rate: float) -> dict[str, Any]:
 
 
 def _closure_check(ended: Closure) -> dict[str, Any]:
+    if not np.isfinite(ended.se):
+        why = "a window had one prompt only: its error is not known"
+        return {"verdict": "not checked", "value": ended.value, "se": None, "why": why}
     closes = abs(ended.value) <= max(LARGEST_CLOSURE, 3 * ended.se)
     why = f"{ended.value:+.2f} nats, SE {ended.se:.2f}"
     return {"verdict": "passed" if closes else "failed", "value": ended.value, "se": ended.se, "why": why}

@@ -26,12 +26,19 @@ class Riding:
         prompts: `prompt_key` of every training prompt.
         budget, delta, alpha: as in `support.budgets`.
         reward_weights: w_r times the weight of each reward function; None where F - F* is not to be estimated.
+        group: rollouts of a prompt that adjoin.
     """
 
     def __init__(
-        self, prompts: np.ndarray, budget: int, delta: float, alpha: float, reward_weights: np.ndarray | None = None
+        self,
+        prompts: np.ndarray,
+        budget: int,
+        delta: float,
+        alpha: float,
+        reward_weights: np.ndarray | None = None,
+        group: int = 1,
     ):
-        self._reward_weights = reward_weights
+        self._reward_weights, self._group = reward_weights, group
         self.keys = np.unique(np.asarray(prompts, dtype=np.int64))
         self.ledger = Ledger(len(self.keys), budget, delta, alpha)
         self._level = int(np.argmin(np.abs(self.ledger.levels - threshold(budget, delta))))
@@ -82,7 +89,8 @@ class Riding:
             metrics |= self._of_log_ratios(rows["log_ratio"], correct)
             if self._reward_weights is not None and (rows["beta"] == rows["beta"][0]).all():
                 reward = np.nansum(rows["rewards"] * self._reward_weights, axis=1)
-                metrics |= _gaps(reward, rows["log_ratio"], float(rows["beta"][0]))
+                beta = float(rows["beta"][0])
+                metrics |= _gaps((reward - beta * rows["log_ratio"]).reshape(-1, self._group), beta)
         return metrics
 
     def _of_log_ratios(self, log_ratio: np.ndarray, correct: np.ndarray) -> dict[str, float]:
@@ -127,14 +135,13 @@ class Riding:
             self._waiting[-1][column] = kept[name]
 
 
-def _gaps(reward: np.ndarray, log_ratio: np.ndarray, beta: float) -> dict[str, float]:
-    """Both estimates of F - F* from shaped rewards, energy units; no more than a description."""
-    shaped = reward - beta * log_ratio
-    if not (beta > 0 and len(shaped) > 1):
+def _gaps(shaped: np.ndarray, beta: float) -> dict[str, float]:
+    """Both estimates of F - F*, each group's (its Z is its prompt's) averaged, energy units; a description."""
+    if not (beta > 0 and shaped.shape[1] > 1):
         return {}
     return {
-        "support/gap_jarzynski": jarzynski_gap(shaped, beta),
-        "support/gap_cumulant": cumulant_gap(shaped, beta),
+        "support/gap_jarzynski": float(jarzynski_gap(shaped, beta).mean()),
+        "support/gap_cumulant": float(cumulant_gap(shaped, beta).mean()),
     }
 
 

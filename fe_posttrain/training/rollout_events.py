@@ -119,7 +119,7 @@ class RolloutEvents:
             keys = trainer.accelerator.gather(torch.tensor(keys, device=trainer.accelerator.device)).cpu()
             sums = {name: trainer.accelerator.gather(values) for name, values in sums.items()}
         sums = {name: values.cpu().numpy() for name, values in sums.items()}
-        rank, rows = trainer.accelerator.process_index, len(keys)
+        rank, rows = trainer.accelerator.process_index, len(found["inputs"])
         event = Rollouts(
             step=found["step"],
             prompt=np.asarray(keys, dtype=np.int64),

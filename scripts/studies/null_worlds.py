@@ -6,6 +6,7 @@ from studies.worlds import ALPHA, TERMS, mean_and_error, world
 
 from fe_posttrain.support.budgets import threshold
 from fe_posttrain.support.calls import IN, OUT, Evidence, membership, transitions
+from fe_posttrain.support.evidence import e_bh, log_e_above, log_e_below
 from fe_posttrain.support.sightings import null_floor, sightings
 from fe_posttrain.support.verdict import verdict_of_counts
 
@@ -33,8 +34,8 @@ def null_worlds(repeats: int = 1000) -> dict:
         for name, positive in zip(TERMS, certified, strict=True):
             counts[name] += positive
         counts["any term"] += any(certified)
-        seen, (expanded, shrunk) = sightings(hits, n_r, later, n_t), null_floor(hits, n_r, later, n_t)
-        differences.append((seen.expanded - expanded, seen.shrunk - shrunk))
+        seen, floor = sightings(hits, n_r, later, n_t), null_floor(hits, n_r, later, n_t)
+        differences.append((seen.expanded - floor.expanded, seen.shrunk - floor.shrunk))
     limit = int(binom.ppf(0.99, repeats, ALPHA))
     return {
         "worlds": repeats,
@@ -50,7 +51,11 @@ def null_worlds(repeats: int = 1000) -> dict:
 
 
 def _on_the_edge(repeats: int) -> dict:
-    """Where false entries and exits are likeliest: p a hair on the still side, beside 2,000 prompts called surely."""
+    """Where false entries and exits are likeliest: p a hair on the still side, beside 2,000 prompts called surely.
+
+    `over_all_prompts`: the same draws with one e-BH for all, whose rate holds over all calls and not over movements;
+    it shows that these worlds can tell.
+    """
     rng, sure, edge, drawn = np.random.default_rng(6), 2000, 200, 64
     found = {"worlds": repeats, "most_at_nominal_rate": int(binom.ppf(0.99, repeats, ALPHA))}
     for budget in (4, 16):
@@ -59,5 +64,10 @@ def _on_the_edge(repeats: int) -> dict:
             states = np.repeat([-state, state], [sure, edge])
             hits = rng.binomial(drawn, np.repeat([others, mine], [sure, edge]), (repeats, sure + edge))
             moved = [transitions(states, row, drawn, budget) for row in hits]
-            found[f"worlds_with_{name}_at_{budget}"] = sum(bool(len(m.entered) + len(m.left)) for m in moved)
+            log_e = log_e_above(hits, drawn, p) if name == "entry" else log_e_below(hits, drawn, p / 4)
+            together = [e_bh(np.exp(np.minimum(row, 700)), ALPHA)[sure:].any() for row in log_e]
+            found[f"{name} at B = {budget}"] = {
+                "worlds_with_one": sum(bool(len(m.entered) + len(m.left)) for m in moved),
+                "over_all_prompts": int(sum(together)),
+            }
     return found

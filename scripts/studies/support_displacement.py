@@ -13,11 +13,13 @@ from fe_posttrain.tracking.drawing import Drawing
 from fe_posttrain.tracking.reporting import LARGEST_CLOSURE
 from fe_posttrain.tracking.weights import KeptWeights
 
-ARMS = {
-    "rl": ("tail_10", "basin"),
-    "mixture": ("tail_10", "basin", "barrier"),
+RL = ("tail_10", "basin")
+ARMS = {  # name: recipe, families, updates of a window
+    "rl": ("rl", RL, 8),
+    "mixture": ("mixture", (*RL, "barrier"), 8),
+    "mixture, windows of 1 update": ("mixture", (*RL, "barrier"), 1),  # beside the bars: what more prompts bring
 }
-WATCHED = 2048  # training prompts whose exact mean p is the truth: all of them
+WATCHED = 2048  # training prompts whose exact mean p is the truth: all of them, an eighth where windows are 1 update
 SIZES = (0.01, 0.02, 0.05)  # nats that are injected
 WINDOWS, GROUPS, EACH, ROWS = 300, 8, 16, 16  # of fresh draws: prompts, draws of each, correct rows scored again
 
@@ -25,12 +27,12 @@ WINDOWS, GROUPS, EACH, ROWS = 300, 8, 16, 16  # of fresh draws: prompts, draws o
 def support_displacement(seeds: int = 3) -> dict:
     """Sum and RMS of a run's windows against exact ln(P_t/P_{t-k}) of its training prompts; injected changes."""
     runs, injected = [], []
-    for arm, families in ARMS.items():
+    for arm, (recipe, families, updates) in ARMS.items():
         for seed in range(seeds):
-            demonstrated = ("barrier",) if arm == "mixture" else ()
+            demonstrated = ("barrier",) if recipe == "mixture" else ()
             run = train(
-                arm, families, seed, tempfile.mkdtemp(), probes=families, demonstrated=demonstrated, watched=WATCHED,
-                support={"reference_draws": 64},
+                recipe, families, seed, tempfile.mkdtemp(), probes=families, demonstrated=demonstrated,
+                watched=WATCHED * updates // 8, support={"reference_draws": 64, "displacement_steps": updates},
             )  # fmt: skip
             runs.append({"arm": arm, "seed": seed} | _against_exact(run))
             print(runs[-1], flush=True)
@@ -38,15 +40,28 @@ def support_displacement(seeds: int = 3) -> dict:
                 injected += [{"seed": seed} | found for found in _injected(run, seed)]
                 print(injected[-len(SIZES) :], flush=True)
     return {
-        "what": "displacement of whole runs (windows of 8 updates, 16 correct rows) against exact ln(P_t/P_{t-k}) of "
-        f"{WATCHED} training prompts, nats; injected: the trained weights moved towards the reference's by a share "
+        "what": "displacement of whole runs (16 correct rows a window) against exact ln(P_t/P_{t-k}) of "
+        f"{WATCHED} training prompts (an eighth of them for windows of 1 update), nats; "
+        f"injected: the trained weights moved towards the reference's by a share "
         f"that changes ln P as given, {WINDOWS} windows of {GROUPS} x {EACH} fresh draws, {ROWS} correct rows each",
         "bars": {"closure": "at most max(.3 nats, 3 SE)", "injected_rms": "within 20 % of exact"},
-        "closures_within": sum(run["closure_within"] for run in runs),
-        "of_runs": len(runs),
+        "closures": _closures(runs),
         "worst_injected_error_percent": max(abs(found["rms_error_percent"]) for found in injected),
         "runs": runs,
         "injected": injected,
+    }
+
+
+def _closures(runs: list[dict]) -> dict[str, dict[str, int]]:
+    """Per arm, closures within the bar, within .3 nats alone (a large SE lets anything pass), and of unknown SE."""
+    return {
+        arm: {
+            "runs": len(mine := [run for run in runs if run["arm"] == arm]),
+            "within_bar": sum(run["closure_within"] for run in mine),
+            "within_0.3_nats": sum(abs(run["closure"]) <= LARGEST_CLOSURE for run in mine),
+            "se_infinite": sum(run["closure_se"] is None or not np.isfinite(run["closure_se"]) for run in mine),
+        }
+        for arm in ARMS
     }
 
 
@@ -67,6 +82,7 @@ def _against_exact(run: Run) -> dict:
         "closure_within": bool(abs(closure["value"]) <= max(LARGEST_CLOSURE, 3 * closure["se"])),
         "closure_against_exact": round(float(value.sum() - whole), 3),
         "windows": len(found),
+        "windows_beyond_3_se": int((abs(value - true) > 3 * se).sum()),
         "windows_within_2_se": int((abs(value - true) <= 2 * se).sum()),
         "worst_window": round(float(abs(value - true).max()), 3),
         "rms_split_half": round(rms(found), 4),
@@ -79,7 +95,7 @@ def _against_exact(run: Run) -> dict:
 def _injected(run: Run, seed: int) -> list[dict]:
     """RMS of windows between the trained weights, as pi_t, and weights a little nearer to the reference's."""
     model, tokenizer = run.policy, run.trainer.processing_class
-    families = ARMS["rl"]
+    families = RL
     asked = [x for family in families for x in prompts(family, WINDOWS * GROUPS // len(families), seed + 7)]
     rng = np.random.default_rng(seed)
     asked = [asked[i] for i in rng.permutation(len(asked))]
