@@ -40,7 +40,7 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
     **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
     "support_displacement": "support_displacement",
-    **dict.fromkeys(("worlds", "adaptive", "null_worlds"), "worlds"),
+    **{name: name for name in ("worlds", "adaptive", "null_worlds")},
 }
 
 
