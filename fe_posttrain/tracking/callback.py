@@ -311,14 +311,15 @@ class SupportCallback(TrainerCallback):
         weight = shares[batch.row] * batch.correct
         if windows.kept is not None and step > windows.kept_at and weight.any():
             rng = np.random.default_rng([self.trainer.args.seed, step])
-            count = min(4 * windows.rows, int((weight > 0).sum()))
-            chosen = np.sort(rng.choice(len(weight), size=count, replace=False, p=weight / weight.sum()))
+            chosen = np.sort(rng.choice(len(weight), size=4 * windows.rows, p=weight / weight.sum()))
             ids = [batch.completion_ids[i] for i in chosen]
             with windows.kept.swapped_in(self._policy()):
                 before = self.probes.drawing.log_probs(self._policy(), batch.row[chosen], ids)
             ratio = before - batch.log_probs[chosen]
             windows.windows.append(window(step, step - windows.kept_at, ratio, batch.row[chosen]))
             windows.kept, windows.kept_at = KeptWeights(self._policy()), step
+        if windows.kept_at < step:
+            return None  # the last updates are in the probes alone
         start = mean_over_prompts(self.probes.bank.screened.mean(1), shares)
         correct, drawn = found.totals
         return closure(windows.windows, start, mean_over_prompts(correct / drawn, shares))
