@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import tracked
+import short_runs
 
 from fe_posttrain.tasks import digits
 from fe_posttrain.tracking.channels import opened_by
@@ -14,17 +14,17 @@ def written_form(prompts, completions, **columns):
 
 
 def test_a_format_that_training_brings_in_is_seen_entering_the_support(tmp_path):
-    support = tracked.support(
+    support = short_runs.support(
         tmp_path / "cache",
         labels=written_form,
-        rows=tracked.probe_rows(8, ("barrier",)),
+        rows=short_runs.probe_rows(8, ("barrier",)),
         support_draws=64,
         support_reference_draws=64,
         support_budget=4,
     )
     shown = digits.dataset(["barrier"], 512, seed=0, demonstrations=True)
     settings = {"max_steps": 120, "per_device_train_batch_size": 32}
-    tracked.trainer(tmp_path / "run", "sft", support, demonstrated=shown, **settings).train()
+    short_runs.trainer(tmp_path / "run", "sft", support, demonstrated=shown, **settings).train()
     worked, direct = (support.summary()["labels"][name] for name in ("worked", "direct"))
     assert worked["reference"] == 0 and worked["trained"] > 0.8 and worked["entered"] == 1
     assert direct["reference"] == 1 and direct["trained"] < 0.13 and direct["left"] == 1
@@ -58,15 +58,15 @@ def test_an_asynchronous_signal_is_awaited():
 
 
 def barrier(tmp_path, **words) -> dict:
-    support = tracked.support(
+    support = short_runs.support(
         tmp_path / "cache", support_reference_draws=128, support_draws=4, support_budget=16, **words
     )
-    tracked.trainer(tmp_path / "run", "rl", support, max_steps=1).train()
+    short_runs.trainer(tmp_path / "run", "rl", support, max_steps=1).train()
     return support.summary()
 
 
 def test_a_declared_channel_opens_the_barrier_and_is_recorded_by_name(tmp_path):
-    rows = tracked.probe_rows(4, ("barrier",))
+    rows = short_runs.probe_rows(4, ("barrier",))
     plain = barrier(tmp_path / "plain", rows=rows)
     assert plain["calls"]["reference"]["out"] == 4 and "channels" not in plain
     opened = barrier(tmp_path / "turns", rows=rows, channels={"one letter a turn": digits.in_turns})
@@ -75,7 +75,7 @@ def test_a_declared_channel_opens_the_barrier_and_is_recorded_by_name(tmp_path):
 
 
 def test_a_verified_demonstration_opens_it_and_a_false_or_impossible_one_does_not(tmp_path):
-    right, false, long = tracked.probe_rows(3, ("barrier",))
+    right, false, long = short_runs.probe_rows(3, ("barrier",))
     right["demonstration"] = digits.demonstration(right["prompt"])
     false["demonstration"] = "01234"
     long["demonstration"] = digits.demonstration(long["prompt"])
@@ -87,9 +87,11 @@ def test_a_verified_demonstration_opens_it_and_a_false_or_impossible_one_does_no
 
 
 def test_an_answer_that_does_not_fit_the_declared_length_is_singular(tmp_path):
-    rows = [row | {"demonstration": digits.demonstration(row["prompt"])} for row in tracked.probe_rows(2, ("barrier",))]
-    support = tracked.support(tmp_path / "cache", rows=rows)
-    tracked.trainer(
+    rows = [
+        row | {"demonstration": digits.demonstration(row["prompt"])} for row in short_runs.probe_rows(2, ("barrier",))
+    ]
+    support = short_runs.support(tmp_path / "cache", rows=rows)
+    short_runs.trainer(
         tmp_path / "run", "rl", support, max_steps=1, max_completion_length=8
     ).train()  # they take 11 tokens
     assert support.summary()["calls"]["reference"]["singular"] == 2

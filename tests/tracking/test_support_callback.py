@@ -4,8 +4,8 @@ import shutil
 
 import numpy as np
 import pytest
+import short_runs
 import torch
-import tracked
 
 from fe_posttrain import SupportCallback
 from fe_posttrain.support.ledger import Ledger
@@ -17,19 +17,19 @@ def finite(found: dict) -> dict:
     return {key: value for key, value in found.items() if key != "labels"}
 
 
-@pytest.mark.parametrize("kind", tracked.KINDS)
+@pytest.mark.parametrize("kind", short_runs.KINDS)
 def test_training_is_bit_for_bit_what_it_is_without_the_tracker(tmp_path, kind):
-    alone = tracked.trainer(tmp_path / "alone", kind)
+    alone = short_runs.trainer(tmp_path / "alone", kind)
     alone.train()
-    support = tracked.support(tmp_path / "cache", support_steps=3, support_displacement_steps=3)
-    tracked = tracked.trainer(tmp_path / "tracked", kind, support)
+    support = short_runs.support(tmp_path / "cache", support_steps=3, support_displacement_steps=3)
+    tracked = short_runs.trainer(tmp_path / "tracked", kind, support)
     tracked.train()
     assert support.off is None and [r.step for r in support.probes.rounds] == [3, 6, 8]
     if kind != "sft":
         assert len(support.displacements.windows) >= 2
         assert support.riding.ledger.drawn.sum() == 8 * 16
-    mine = tracked.weights(tracked)
-    assert all(torch.equal(value, mine[name]) for name, value in tracked.weights(alone).items())
+    mine = short_runs.weights(tracked)
+    assert all(torch.equal(value, mine[name]) for name, value in short_runs.weights(alone).items())
 
 
 @pytest.mark.parametrize("kind", ["rl", "sft"])
@@ -38,15 +38,15 @@ def test_a_resumed_run_says_what_the_uninterrupted_one_says(tmp_path, kind):
     tracking = {"support_steps": 4, "support_displacement_steps": 3}  # the checkpoint lies inside both
     found = []
     for folder in ("whole", "resumed"):
-        rows, support = tracked.Rows(), tracked.support(tmp_path / "cache", **tracking)
-        made = tracked.trainer(tmp_path / folder, kind, support, rows, **settings)
+        rows, support = short_runs.Rows(), short_runs.support(tmp_path / "cache", **tracking)
+        made = short_runs.trainer(tmp_path / folder, kind, support, rows, **settings)
         if folder == "resumed":
             shutil.rmtree(tmp_path / "cache")  # the bank is drawn again, and is the same
             shutil.copytree(tmp_path / "whole" / "checkpoint-5", tmp_path / folder / "checkpoint-5")
             made.train(resume_from_checkpoint=str(tmp_path / folder / "checkpoint-5"))
         else:
             made.train()
-        found.append((rows.rows, support.summary(), tracked.weights(made), support.probes.ledger.state()))
+        found.append((rows.rows, support.summary(), short_runs.weights(made), support.probes.ledger.state()))
     (rows, summary, weights, ledger), (rows_, summary_, weights_, ledger_) = found
     assert [row for row in rows if row["step"] > 5] == [row for row in rows_ if row["step"] > 5]
     assert summary == summary_
@@ -57,21 +57,21 @@ def test_a_resumed_run_says_what_the_uninterrupted_one_says(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"rows": tracked.probe_rows(3)}, "prompts"),
-        ({"signal": tracked.jittered, "support_threshold": 0.5}, "verifier"),
+        ({"rows": short_runs.probe_rows(3)}, "prompts"),
+        ({"signal": short_runs.jittered, "support_threshold": 0.5}, "verifier"),
         ({"support_budget": 64}, "budget"),
     ],
 )
 def test_claims_are_not_carried_over_to_another_key(tmp_path, change, named):
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    tracked.trainer(tmp_path / "run", "rl", tracked.support(tmp_path / "cache"), **settings).train()
-    made = tracked.trainer(tmp_path / "run", "rl", tracked.support(tmp_path / "cache", **change), **settings)
+    short_runs.trainer(tmp_path / "run", "rl", short_runs.support(tmp_path / "cache"), **settings).train()
+    made = short_runs.trainer(tmp_path / "run", "rl", short_runs.support(tmp_path / "cache", **change), **settings)
     with pytest.raises(ValueError, match=f"support: {named} is .* and was"):
         made.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
 
 
 def test_the_ledger_holds_every_rollout_and_failed_rewards_as_wrong_ones(tmp_path):
-    class Recorder(tracked.Rows):
+    class Recorder(short_runs.Rows):
         def __init__(self):
             super().__init__()
             self.seen = []
@@ -83,8 +83,8 @@ def test_the_ledger_holds_every_rollout_and_failed_rewards_as_wrong_ones(tmp_pat
         values = digits.correct(prompts, completions)
         return [float("nan") if i == 5 else value for i, value in enumerate(values)]
 
-    support, recorder = tracked.support(tmp_path / "cache", fails_on_some), Recorder()
-    made = tracked.trainer(
+    support, recorder = short_runs.support(tmp_path / "cache", fails_on_some), Recorder()
+    made = short_runs.trainer(
         tmp_path / "run", "rl", support, recorder, reward=fails_on_some, reward_fault_policy="mask", logging_steps=3
     )
     made.train()
@@ -115,19 +115,19 @@ class _FailsLater:
 
 
 def test_a_tracker_that_fails_is_switched_off_with_its_reason_and_training_ends_well(tmp_path, caplog):
-    signal, rows = _FailsLater(), tracked.Rows()
-    support = tracked.support(tmp_path / "cache", signal, support_steps=4)
-    made = tracked.trainer(tmp_path / "run", "rl", support, rows, reward=digits.correct)
+    signal, rows = _FailsLater(), short_runs.Rows()
+    support = short_runs.support(tmp_path / "cache", signal, support_steps=4)
+    made = short_runs.trainer(tmp_path / "run", "rl", support, rows, reward=digits.correct)
     support._prepare()
     signal.broken = True
     made.train()
     assert made.state.global_step == 8 and [row["step"] for row in rows.rows if "loss" in row] == list(range(1, 9))
     assert "the judge went home" in support.summary()["off"]
     assert "tracking is switched off, training goes on" in caplog.text
-    alone = tracked.trainer(tmp_path / "alone", "rl")
+    alone = short_runs.trainer(tmp_path / "alone", "rl")
     alone.train()
-    mine = tracked.weights(made)
-    assert all(torch.equal(value, mine[name]) for name, value in tracked.weights(alone).items())
+    mine = short_runs.weights(made)
+    assert all(torch.equal(value, mine[name]) for name, value in short_runs.weights(alone).items())
 
 
 def test_what_a_person_can_mend_is_raised_before_training(tmp_path):
@@ -137,16 +137,16 @@ def test_what_a_person_can_mend_is_raised_before_training(tmp_path):
     with pytest.raises(ValueError, match="support_dataset_name: no probe prompts"):
         SupportCallback([], digits.correct)
     with pytest.raises(ValueError, match=r"support_threshold: graded is graded, it gave 0\.37"):
-        tracked.trainer(tmp_path / "a", "rl", tracked.support(tmp_path / "cache", graded)).train()
+        short_runs.trainer(tmp_path / "a", "rl", short_runs.support(tmp_path / "cache", graded)).train()
     with pytest.raises(ValueError, match="support_signal: the run has no reward function"):
-        tracked.trainer(tmp_path / "b", "sft", tracked.support(tmp_path / "cache", None)).train()
+        short_runs.trainer(tmp_path / "b", "sft", short_runs.support(tmp_path / "cache", None)).train()
     with pytest.raises(ValueError, match="the reference moves"):
-        tracked.trainer(tmp_path / "c", "rl", tracked.support(tmp_path / "cache"), sync_ref_model=True)
+        short_runs.trainer(tmp_path / "c", "rl", short_runs.support(tmp_path / "cache"), sync_ref_model=True)
 
 
 def test_without_a_kl_there_is_no_ledger_but_a_verdict(tmp_path):
-    support = tracked.support(tmp_path / "cache")
-    tracked.trainer(tmp_path / "run", "rl", support, beta=0.0, max_steps=4).train()
+    support = short_runs.support(tmp_path / "cache")
+    short_runs.trainer(tmp_path / "run", "rl", support, beta=0.0, max_steps=4).train()
     found = support.summary()
     assert found["checks"]["bar"]["verdict"] in ("passed", "not checked")
     assert found["ledger"]["training_prompts_drawn"] == 0
@@ -159,7 +159,7 @@ def test_a_displacement_is_the_log_ratio_of_exact_probabilities(tmp_path):
 
     p = {}
 
-    class Exact(tracked.Rows):
+    class Exact(short_runs.Rows):
         def on_rollouts(self, args, state, control, rollouts):
             with evaluating(made.model):
                 prompts = [row["prompt"] for row in rollouts.inputs]
@@ -171,8 +171,8 @@ def test_a_displacement_is_the_log_ratio_of_exact_probabilities(tmp_path):
                         then = exact_probabilities(made.model, made.processing_class, prompts).mean().item()
             p[state.global_step] = (now, then)
 
-    support = tracked.support(tmp_path / "cache", support_displacement_steps=2, support_displacement_rows=64)
-    made = tracked.trainer(
+    support = short_runs.support(tmp_path / "cache", support_displacement_steps=2, support_displacement_rows=64)
+    made = short_runs.trainer(
         tmp_path / "run", "rl", Exact(), support, per_device_train_batch_size=128, num_generations=16, max_steps=7
     )
     support._prepare()

@@ -17,7 +17,7 @@ def found(tmp_path_factory) -> tuple[list[dict], dict]:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *(str(HERE / "two_processes.py"), str(where)),
+            *(str(HERE / "two_tracked_processes.py"), str(where)),
         ],
         capture_output=True,
         text=True,
@@ -26,7 +26,7 @@ def found(tmp_path_factory) -> tuple[list[dict], dict]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     both = [json.loads((where / f"found_{rank}.json").read_text()) for rank in (0, 1)]
-    code = "import json, sys; from pathlib import Path; import two_processes as t; " \
+    code = "import json, sys; from pathlib import Path; import two_tracked_processes as t; " \
         "print(json.dumps(t.tracked(Path(sys.argv[1]), 1)))"  # fmt: skip
     alone = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path_factory.mktemp("one"))],

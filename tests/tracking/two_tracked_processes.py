@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import tracked
+import short_runs
 from accelerate import PartialState
 
 from fe_posttrain.tasks import digits
@@ -12,8 +12,8 @@ from fe_posttrain.tasks import digits
 
 def tracked(folder: Path, processes: int) -> dict:
     """What the tracker of a run at learning rate 0 knows; the same rows on any number of processes."""
-    support = tracked.support(folder / "cache", support_steps=2, support_displacement_steps=2)
-    made = tracked.trainer(
+    support = short_runs.support(folder / "cache", support_steps=2, support_displacement_steps=2)
+    made = short_runs.trainer(
         folder / "run", "rl", support, max_steps=4, learning_rate=0.0, per_device_train_batch_size=16 // processes
     )
     made.train()
@@ -31,8 +31,8 @@ def tracked(folder: Path, processes: int) -> dict:
 
 def failing(folder: Path) -> dict:
     """The tracker of one process fails; both switch it off and train to the end."""
-    support = tracked.support(folder / "cache_failing", support_steps=2)
-    made = tracked.trainer(folder / "failing", "rl", support, max_steps=4, per_device_train_batch_size=8)
+    support = short_runs.support(folder / "cache_failing", support_steps=2)
+    made = short_runs.trainer(folder / "failing", "rl", support, max_steps=4, per_device_train_batch_size=8)
     if PartialState().process_index == 1:
         support._correct = None  # not callable: an error at the first rollouts
     made.train()
