@@ -103,10 +103,11 @@ class SupportCallback(TrainerCallback):
             return {}
         metrics: dict[str, float] = {}
         correct = None
-        with self._guarded():
-            correct = self._correct(rollouts)
-            if self.riding is not None:
-                self.riding.add(rollouts, correct, self.trainer._beta_in_force)
+        if self.off is None:
+            with self._guarded():
+                correct = self._correct(rollouts)
+                if self.riding is not None:
+                    self.riding.add(rollouts, correct, self.trainer._beta_in_force)
         windows = self.displacements
         if windows is not None and windows.due(rollouts.step) and self._still_on():
             with self._guarded():
