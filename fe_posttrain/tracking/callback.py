@@ -143,8 +143,10 @@ class SupportCallback(TrainerCallback):
         if self.riding is not None:
             self.riding.flush()
             certified, drawn = self.riding.certified_in()
+            checked = found["checks"]["bar"]["verdict"] if found else "not checked"
             found["ledger"] = {
-                "training_prompts_in": certified,
+                "training_prompts_in": None if checked == "failed" else certified,  # void with its log-weights
+                "bar": checked,
                 "training_prompts_drawn": drawn,
                 "zero_hit_prompts": self.riding.zero_hit_prompts(),
                 "bytes_per_prompt": round(self.riding.ledger.bytes_per_prompt + self.riding.keys.itemsize),
