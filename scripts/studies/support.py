@@ -83,8 +83,8 @@ def _seen(run: Run) -> dict[str, list]:
     sides = (probes.bank.screened.sum(1), n, probes.rounds[-1].totals[0], m)
     seen, floor = sightings(*sides), null_floor(*sides)
     return {
-        "expanded": [seen.expanded, round(float(floor[0]), 2)],
-        "shrunk": [seen.shrunk, round(float(floor[1]), 2)],
+        "expanded": [seen.expanded, round(floor.expanded, 2)],
+        "shrunk": [seen.shrunk, round(floor.shrunk, 2)],
     }
 
 
