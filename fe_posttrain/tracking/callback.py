@@ -304,6 +304,7 @@ class SupportCallback(TrainerCallback):
             tag, pooled = self.settings.support_tag, self.settings.support_labels_pooled
             self._report = reported(self.probes, found, self._reference_words(), tag, ended, pooled_labels=pooled)
             self._unlogged |= metrics_of(self._report)
+            logger.info("step %d: %s", step, self._report["sentence"])
             if not last:
                 self._say(f"probe at step {step}: {in_brief(self._report)}")
 
