@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     two.add_argument("--reference-draws", type=_whole, default=1024, metavar="N", help="at most (1024)")
     two.add_argument("--max-new-tokens", type=_whole, default=512, metavar="N", help="length of a completion (512)")
     two.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of both (1)")
-    two.add_argument("--batch-size", type=_whole, default=256, metavar="N", help="completions drawn at once (256)")
+    two.add_argument("--batch-size", type=_whole, default=64, metavar="N", help="completions drawn at once (64)")
     two.add_argument("--dtype", default="auto", help="of the weights: auto, float32, bfloat16 (auto)")
     two.add_argument("--trust-remote-code", action="store_true", help="run code that comes with a model")
     return parser

@@ -236,7 +236,7 @@ class SupportCallback(TrainerCallback):
             eos_token_ids=trainer.eos_token_ids,
             pad_token_id=trainer._tokenizer.pad_token_id,
             unk_token_id=getattr(trainer._tokenizer, "unk_token_id", None),
-            batch_size=settings.support_batch_size,
+            batch_size=settings.support_batch_size or self._drawn_at_once(),
         )
         probes = Probes(self.rows, drawing, signal, self.labels, key, args.seed)
         self._identity = probes.identity | {"budget": budget, "delta": key.delta, "alpha": key.alpha}
@@ -263,6 +263,11 @@ class SupportCallback(TrainerCallback):
                 self._policy(), settings.support_displacement_steps, settings.support_displacement_rows,
                 trainer.args.seed,
             )  # fmt: skip
+
+    def _drawn_at_once(self) -> int:
+        """Completions of a process that are known to fit: those of a rollout, or of an evaluation batch."""
+        args = self.trainer.args
+        return args.generation_batch_size // args.world_size if args.generates else args.per_device_eval_batch_size
 
     def _rollouts_per_prompt(self) -> float:
         """What the run draws of one training prompt."""

@@ -52,7 +52,7 @@ class Comparison:
     delta: float = DELTA
     alpha: float = ALPHA
     seed: int = 0
-    batch_size: int = 256
+    batch_size: int = 64
     dtype: str = "auto"
     trust_remote_code: bool = False
 

@@ -13,6 +13,8 @@ from accelerate.utils import gather_object
 
 from fe_posttrain.sequences import Decoding, can_sample, evaluating, sample, score
 
+_LOGITS_AT_ONCE = 2**28  # a GiB of float32
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -35,7 +37,7 @@ class Drawing:
         tokenize: prompts -> token ids.
         decode: completion ids -> texts.
         unk_token_id: what stands for symbols that the tokenizer lacks.
-        batch_size: completions that are drawn or scored at once.
+        batch_size: completions that are drawn at once, and scored where their logits are few enough.
     """
 
     def __init__(
@@ -100,6 +102,9 @@ class Drawing:
         Untruncated: where the decoding truncates, this is the law that the ledger's bound is about.
         """
 
+        longest = max(map(len, completion_ids), default=1)
+        at_once = max(1, _LOGITS_AT_ONCE // (longest * model.config.get_text_config().vocab_size))
+
         def one(batch: np.ndarray, number: int) -> list:
             found, _ = score(
                 model,
@@ -107,7 +112,7 @@ class Drawing:
                 [completion_ids[i] for i in batch],
                 pad_token_id=self.pad_token_id,
                 temperature=self.decoding.temperature,
-                batch_size=self.batch_size,
+                batch_size=min(self.batch_size, at_once),
             )
             return found.double().sum(1).tolist()
 

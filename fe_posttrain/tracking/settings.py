@@ -49,6 +49,8 @@ class SupportSettings:
     support_steps: int = _key(0, "Optimizer steps between probe rounds; 0: at the end only.")
     support_draws: int = _key(64, "Draws of the policy per probe prompt and round.")
     support_reference_draws: int = _key(1024, "At most so many draws of the reference per probe prompt and phase.")
-    support_batch_size: int = _key(1024, "Completions that a process draws or scores at once.")
+    support_batch_size: int | None = _key(
+        None, "Completions that a process draws at once; default as many as it rolls out at once in training."
+    )
     support_displacement_steps: int = _key(8, "Optimizer steps of a displacement window; 0: none.")
     support_displacement_rows: int = _key(16, "Correct rollouts that are scored again in a window.")

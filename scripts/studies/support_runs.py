@@ -134,7 +134,9 @@ def train(
     rollouts = digits.dataset(list(prompts), prompt_rows, seed) if prompts else None
     demos = digits.dataset(list(demonstrated), 2048, seed + 1, demonstrations=True) if demonstrated else None
     rows = probe_rows(probes, seed)
-    support_settings = SupportSettings(**{f"support_{key}": value for key, value in (support or {}).items()})
+    support_settings = SupportSettings(
+        support_batch_size=1024, **{f"support_{key}": value for key, value in (support or {}).items()}
+    )
     tracker = SupportCallback(rows, digits.correct, settings=support_settings, cache=cache)
     watch = Watch(tracker, rollouts["prompt"][:watched] if watched else ())
     trainer = FreeEnergyTrainer(

@@ -11,7 +11,13 @@ from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer, SupportCallback, S
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.pretraining import reference_model
 
-SMALL = {"support_draws": 4, "support_reference_draws": 16, "support_budget": 16, "support_displacement_rows": 8}
+SMALL = {
+    "support_batch_size": 1024,
+    "support_draws": 4,
+    "support_reference_draws": 16,
+    "support_budget": 16,
+    "support_displacement_rows": 8,
+}
 KINDS = {
     "rl": {"beta": 0.05},
     "trl": {"beta": 0.05, "estimator": "trl"},
