@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 
+from accelerate.utils import is_peft_model
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +15,7 @@ from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_opti
 from fe_posttrain.training.demonstrations import prepare
 from fe_posttrain.training.fit import tokenise_prompts
 from fe_posttrain.training.fit_demonstrations import as_completions, tokenise_demonstrations
-from fe_posttrain.training.memory import count_steps, estimate_memory, not_counted
+from fe_posttrain.training.memory import Part, count_steps, estimate_memory, not_counted
 
 EXAMPLES = 2
 _HEAD, _TAIL = 300, 100  # characters shown of a long text
@@ -44,7 +45,7 @@ def print_plan(console: Console, settings: RunSettings, args: FreeEnergyConfig, 
     console.print(Text(equation(args), "bold"))
     console.print(_work(settings, args, model, tokenizer, data))
     console.print(Text("Memory of a device, estimated", "bold"))
-    console.print(_memory(args, model, data))
+    console.print(_memory(settings, args, model, data))
     console.print(f"Not counted: {', '.join(not_counted(args))}. Sharding (FSDP, DeepSpeed) is not looked at.\n")
     for title, lines in (
         ("Moves the end of the run away from the optimum of F", what_changes_the_optimum(args)),
@@ -137,9 +138,11 @@ def _demonstration_rows(args: FreeEnergyConfig, tokenizer, data: Data) -> tuple[
     return len(prepare(data.demonstrations, tokenizer, args, shuffle=shuffle)), "packs of demonstrations"
 
 
-def _memory(args: FreeEnergyConfig, model, data: Data) -> Table:
+def _memory(settings: RunSettings, args: FreeEnergyConfig, model, data: Data) -> Table:
     longest = {name: max(fit.tokens) for name, fit in data.fits.items()}
     parts = estimate_memory(args, model, longest.get("prompts", 0), longest.get("demonstrations", 0))
+    if settings.support:
+        parts += _kept_for_support(settings, args, model)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("part", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
@@ -148,6 +151,17 @@ def _memory(args: FreeEnergyConfig, model, data: Data) -> Table:
         table.add_row(part.name, readable(part.size), part.how)
     table.add_row("all at once", readable(sum(part.size for part in parts)), "", style="bold")
     return table
+
+
+def _kept_for_support(settings: RunSettings, args: FreeEnergyConfig, model) -> list[Part]:
+    """Copies of the trained weights that tracking keeps on the device."""
+    size = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    kept = []
+    if args.generates and settings.support_displacement_steps:
+        kept.append(Part("kept window", size, "trained weights at the start of a displacement window (support)"))
+    if not (args.uses_reference or is_peft_model(model)):
+        kept.append(Part("kept start", size, "trained weights at the start of the run (support)"))
+    return kept
 
 
 def readable(size: int) -> str:

@@ -59,6 +59,9 @@ def test_the_plan_of_reinforcement_learning():
         "steps       200 = 6.25 passes over 256 prompts",  # 256 / 8 = 32 steps a pass
         "sampled     25,600 completions of at most 12 tokens: at most 307,200 tokens",
         "reference       423.75 KiB",  # 108,480 x 4 / 1024
+        "kept window     423.75 KiB",
+        "support     160 probe prompts x 64 draws = 10,240 completions at the end; once and cached, 10,240 to",
+        "337,920 of the reference",  # 160 x 64; 160 x (64 + 2 x 1024)
         "Not counted: activations",
     ):
         assert line in seen
