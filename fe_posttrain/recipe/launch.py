@@ -34,8 +34,9 @@ from fe_posttrain.tracking.callback import SupportCallback
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.optimizer import check_optimizer
+from fe_posttrain.training.recording import RolloutSamples, RunRecorder
 from fe_posttrain.training.rewards import find_reward
-from fe_posttrain.training.run import MetricsCallback, StopSignals, decide_together
+from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view import terminal
 from fe_posttrain.view.wandb_run import WandbCallback
@@ -261,9 +262,11 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     with ExitStack() as closing:
         closing.callback(progress.close)
-        callbacks = [*measuring, progress]
+        callbacks = [*measuring, RolloutSamples(recipe["support_tag"])]
         if trainer.accelerator.is_main_process:
-            callbacks.append(MetricsCallback(opened.folder))
+            recorder = closing.enter_context(RunRecorder(opened.folder))
+            callbacks.insert(0, recorder)  # first: what others read must be written
+            callbacks.append(progress)
             if "wandb" in recipe["report_to"]:
                 callbacks.append(closing.enter_context(WandbCallback(opened.folder.path, recipe, say)))
         for callback in filter(None, callbacks):

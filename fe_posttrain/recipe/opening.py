@@ -10,6 +10,7 @@ from typing import Any
 
 from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.training.checkpoints import clear_staging, newest_complete, read_manifest, require_resumable
+from fe_posttrain.training.recording import cut
 from fe_posttrain.training.run import RunFolder, library_versions, plain
 
 # Keys that may differ when a run resumes: where it writes and how it talks, not what it computes.
@@ -45,7 +46,8 @@ def open_run(output_dir: str, *, resume: bool, processes: int) -> Opened:
     found = newest_complete(folder.path)
     remarks = [f"passed over a damaged checkpoint: {line}" for line in found.damaged]
     if found.folder is None:
-        folder.cut_metrics(0)
+        for path in (folder.metrics, folder.events):
+            cut(path, 0)
         remarks.append(f"--resume: no complete checkpoint in {folder.path}; starting from the beginning")
         return Opened(folder, None, remarks)
     require_resumable(found.folder, processes)

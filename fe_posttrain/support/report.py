@@ -53,7 +53,8 @@ def report(
     or None) and `b50_above` (4^10 where A(B) stays below .5 up to there, else None), `null_floor`, `srr`, `ndr`,
     `sds`, `nscr` (None where undefined), `sightings`, `population` ({side: cover by budget, quantiles of p}),
     `calls` ({side: {regime: prompts}}), `key`, `prompts`, `draws`,
-    `sentence`, `checks`, and `families` ({name: the same without families}), empty where there are no tags.
+    `sentence`, `checks`, `families` ({name: the same without families and points}), empty where there are no tags,
+    and `points`, a list each with a value per prompt: `prompt`, `family`, `regime` and hits and draws by side.
 
     Raises:
         ValueError: sides, regimes or verdict of different prompts.
@@ -71,7 +72,7 @@ def report(
         calls = {side: found[side][rows] for side in SIDES}
         sides = [side.picked(rows) for side in (reference, trained, screened)]
         parts[name] = _body(key, *sides[:2], families[name], calls, checks, sides[2], seed)
-    return whole | {"families": parts}
+    return whole | {"families": parts, "points": _points(reference, trained, found)}
 
 
 def report_of_counts(key: Key, reference: Counts, trained: Counts, seed: int = 0) -> dict[str, Any]:
@@ -137,6 +138,18 @@ def _body(
         **_sightings(screened.evened(seed), trained.evened(seed + 1)),
         "population": {name: _population(side, key) for name, side in zip(SIDES, (reference, trained), strict=True)},
         "checks": checks,
+    }
+
+
+def _points(reference: Counts, trained: Counts, found: Mapping[str, NDArray]) -> dict[str, Any]:
+    """What is known of each prompt, as columns."""
+    sides = dict(zip(SIDES, (reference, trained), strict=True))
+    return {
+        "prompt": list(reference.prompt_ids),
+        "family": [None] * reference.prompts if reference.tags is None else list(reference.tags),
+        "regime": {name: np.asarray(found[name]).tolist() for name in SIDES},
+        "correct": {name: side.correct.tolist() for name, side in sides.items()},
+        "drawn": {name: side.drawn.tolist() for name, side in sides.items()},
     }
 
 

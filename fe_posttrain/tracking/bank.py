@@ -89,6 +89,13 @@ class Bank:
         return (self.hits == 1).sum(1), (self.hits >= 0).sum(1)
 
     @property
+    def samples_correct(self) -> np.ndarray:
+        """Whether each of `samples` is correct: they are the first draws of their prompt, in order."""
+        rows = np.array([row for row, _, _ in self.samples])
+        number = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        return self.hits[rows, number] == 1
+
+    @property
     def deep_prompts(self) -> np.ndarray:
         """Indices of the prompts with a second phase."""
         return np.flatnonzero((self.deep >= 0).all(1))

@@ -17,12 +17,20 @@ from fe_posttrain.tracking.bank import banks_folder
 from fe_posttrain.tracking.channels import Channel
 from fe_posttrain.tracking.drawing import Drawing, together
 from fe_posttrain.tracking.probes import Probes, Round, key_of
-from fe_posttrain.tracking.reporting import in_brief, mean_over_prompts, metrics_of, reported, training_shares
+from fe_posttrain.tracking.reporting import (
+    in_brief,
+    mean_over_prompts,
+    metrics_of,
+    reported,
+    samples_of,
+    training_shares,
+)
 from fe_posttrain.tracking.riding import Displacements, Riding
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights, weights_hash
 from fe_posttrain.training import reference
+from fe_posttrain.training.recording import tell
 from fe_posttrain.training.rollout_events import Rollouts, prompt_key
 
 logger = logging.getLogger(__name__)
@@ -304,12 +312,18 @@ class SupportCallback(TrainerCallback):
         if self.off == "everywhere" or self.probes is None or not self._still_on():
             return
         with self._guarded():
-            found, batch = self.probes.round(self._policy(), self._reference, step, self.settings.support_draws)
+            found, batch, shown = self.probes.round(self._policy(), self._reference, step, self.settings.support_draws)
             ended = self._end_displacement(found, batch) if last and self.displacements is not None else None
             tag, pooled = self.settings.support_tag, self.settings.support_labels_pooled
             self._report = reported(self.probes, found, self._reference_words(), tag, ended, pooled_labels=pooled)
             self._unlogged |= metrics_of(self._report)
             logger.info("step %d: %s", step, self._report["sentence"])
+            tell(
+                self.trainer,
+                "probe",
+                report=self._report,
+                samples=samples_of(self._report, self.rows, shown),
+            )
             if not last:
                 self._say(f"probe at step {step}: {in_brief(self._report)}")
 
@@ -366,6 +380,8 @@ class SupportCallback(TrainerCallback):
 
     def _switch_off(self, reason: str) -> None:
         self.off, self._reason = "here", reason
+        if self.trainer is not None:
+            tell(self.trainer, "support_off", reason=reason)
         logger.warning("support: tracking is switched off, training goes on: %s", reason)
 
     def _still_on(self) -> bool:

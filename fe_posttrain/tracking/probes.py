@@ -78,6 +78,7 @@ class Probes:
         self.demonstrated = np.zeros(len(self.rows), dtype=bool)
         self.singular = np.zeros(len(self.rows), dtype=bool)
         self.states: dict[int, np.ndarray] = {}
+        self.at_start: np.ndarray | None = None
 
     def judged(self, model, rows: np.ndarray, *seed: object) -> Batch:
         """Draw, judge and label one completion for each of `rows`."""
@@ -125,9 +126,13 @@ class Probes:
         for budget in ladder_with(self.key.budget):
             evidence = Evidence.of_counts(*bank.call_counts, budget, self.key.delta)
             self.states[budget] = membership(evidence, self.key.alpha)
+        self.at_start = self.states[self.key.budget]
 
-    def round(self, policy, reference, step: int, draws: int) -> tuple[Round, Batch]:
+    def round(self, policy, reference, step: int, draws: int) -> tuple[Round, Batch, list[dict]]:
         """Draw, judge, score under the reference, and enter into the ledger; every process calls it.
+
+        Returns the round, its draws, and some completions of both sides: of every prompt the first correct and the
+        first wrong one, dicts of `row`, `model`, `completion`, `correct`, `log_ratio`.
 
         Args:
             policy: unwrapped.
@@ -137,11 +142,11 @@ class Probes:
         rows = np.repeat(np.arange(len(self.rows)), each)
         found = self.judged(policy, rows, "probe", self.seed, step)
         kept_rows, kept_ids, kept_log = zip(*self.bank.samples, strict=True)
-        reference_under_policy = self.drawing.log_probs(policy, kept_rows, kept_ids)
+        kept_ratio = self.drawing.log_probs(policy, kept_rows, kept_ids) - np.array(kept_log)
         with reference() as model:
             log_reference = self.drawing.log_probs(model, rows, found.completion_ids)
         log_ratio = found.log_probs - log_reference
-        check = bar(reference_under_policy - np.array(kept_log), log_ratio)
+        check = bar(kept_ratio, log_ratio)
         hits = found.correct.reshape(len(self.rows), each)
         ratios = log_ratio.reshape(hits.shape)
         for part in np.array_split(np.arange(each), LEDGER_PARTS):
@@ -163,7 +168,26 @@ class Probes:
             },
         )
         self.rounds.append(result)
-        return result, found
+        shown = [
+            *self._shown("reference", np.array(kept_rows), self.bank.samples_correct, kept_ids, kept_ratio),
+            *self._shown("policy", rows, found.correct, found.completion_ids, log_ratio),
+        ]
+        return result, found, shown
+
+    def _shown(self, model: str, rows: np.ndarray, correct: np.ndarray, ids: Sequence, ratio: np.ndarray) -> list[dict]:
+        """Of every prompt the first correct and the first wrong completion."""
+        first = np.sort(np.unique(2 * rows + correct, return_index=True)[1]).tolist()
+        completions = self.drawing.completions(rows[first], [ids[i] for i in first])
+        return [
+            {
+                "row": int(rows[i]),
+                "model": model,
+                "completion": completion,
+                "correct": bool(correct[i]),
+                "log_ratio": float(ratio[i]),
+            }
+            for i, completion in zip(first, completions, strict=True)
+        ]
 
     def _guess_floor(self, found: Batch, each: int) -> float:
         """Completions of each prompt judged as answers to the prompt half the list away."""

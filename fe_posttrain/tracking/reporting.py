@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from fe_posttrain.support.calls import IN, OUT, UNKNOWN
 from fe_posttrain.support.counts import Counts
 from fe_posttrain.support.displacement import Closure
 from fe_posttrain.support.report import report
 from fe_posttrain.tracking.probes import Probes, Round
+from fe_posttrain.training.recording import as_text
 
+_MEMBERSHIP = {IN: "in", OUT: "out", UNKNOWN: "unknown"}
 LARGEST_FLOOR = 0.05  # guesses beyond this make "correct" say little
 LARGEST_CLOSURE = 0.3  # nats: more fails if it is beyond 3 se too, and a larger se is no check
 
@@ -45,6 +48,11 @@ def reported(
         screened=screened,
     )
     body |= {"step": found.step, "kl": found.kl, "weights": found.weights, "movements": probes.movements(found)}
+    body["points"]["prompt"] = [shortened(as_text(row["prompt"])) for row in probes.rows]
+    body["points"]["support"] = {
+        "start": [_MEMBERSHIP[state] for state in probes.at_start.tolist()],
+        "now": [_MEMBERSHIP[state] for state in probes.states[probes.key.budget].tolist()],
+    }
     if probes.labels is not None:
         body["labels"] = probes.label_movements(found, pooled_labels)
     if probes.channels or probes.demonstrated.any():
@@ -75,6 +83,31 @@ def metrics_of(body: dict[str, Any]) -> dict[str, float]:
         found |= dict(zip(("support/jaccard_low", "support/jaccard_high"), at_primary["jaccard"], strict=True))
     found |= {f"support/labels/{label}": shown["trained"] for label, shown in body.get("labels", {}).items()}
     return {key: value for key, value in found.items() if value is not None}
+
+
+def samples_of(body: dict[str, Any], rows: Sequence[dict], shown: Sequence[dict]) -> list[dict[str, Any]]:
+    """What `Probes.round` shows, as rows of a samples file; the energy is -1 for a correct completion and else 0."""
+    side = {"reference": "reference", "policy": "trained"}
+    points = body["points"]
+    return [
+        {
+            "model": sample["model"],
+            "prompt": as_text(rows[sample["row"]]["prompt"]),
+            "family": points["family"][sample["row"]],
+            "completion": as_text(sample["completion"]),
+            "correct": sample["correct"],
+            "energy": -float(sample["correct"]),
+            "log_ratio": sample["log_ratio"],
+            "regime": points["regime"][side[sample["model"]]][sample["row"]],
+        }
+        for sample in shown
+    ]
+
+
+def shortened(text: str, most: int = 160) -> str:
+    """On one line, with an ellipsis where it was cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
 def in_brief(body: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.utils import RepeatSampler
 
 from fe_posttrain.training import checkpoints
+from fe_posttrain.training.recording import tell
 from fe_posttrain.training.rollouts import ShapesRollouts
 from fe_posttrain.training.run import decide_together
 
@@ -120,6 +121,7 @@ class Resumes(ShapesRollouts):
                     step,
                     errors[0],
                 )
+            tell(self, "checkpoint", name=None if errors else staged.name, error=errors[0] if errors else None)
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, run_folder: Path, step: int) -> list[str]:

@@ -56,8 +56,9 @@ def _hashed(text: str) -> int:
 class RolloutEvents:
     """Collects what `Rollouts` holds and hands it to every callback with `on_rollouts(args, state, control, rollouts)`.
 
-    What such a callback returns, a dict of numbers, is averaged into the trainer's metrics. Where the sampler gave no
-    log-probs, the forward of the loss is watched for them; nothing is computed twice.
+    One that also has `wants_rollouts(state)` is asked first, with the same answer on every process. What such a
+    callback returns, a dict of numbers, is averaged into the trainer's metrics. Where the sampler gave no log-probs,
+    the forward of the loss is watched for them; nothing is computed twice.
     """
 
     def __init__(self, trainer):
@@ -67,7 +68,9 @@ class RolloutEvents:
 
     @property
     def listeners(self) -> list:
-        return [c for c in self.trainer.callback_handler.callbacks if hasattr(c, "on_rollouts")]
+        state = self.trainer.state
+        asked = [c for c in self.trainer.callback_handler.callbacks if hasattr(c, "on_rollouts")]
+        return [c for c in asked if not hasattr(c, "wants_rollouts") or c.wants_rollouts(state)]
 
     def made(
         self, inputs: list[dict], batch: dict, rewards: Tensor, completions: list, log_policy: Tensor | None

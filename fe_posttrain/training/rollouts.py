@@ -17,6 +17,7 @@ from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
 from fe_posttrain.training.as_sft import RunsAsSFT
 from fe_posttrain.training.finite import require_finite
+from fe_posttrain.training.recording import tell
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
 from fe_posttrain.training.rollout_events import RolloutEvents
 
@@ -107,6 +108,7 @@ class ShapesRollouts(RunsAsSFT):
                 raise RewardError(f"{message}\nmore than reward_fault_limit: {self.args.reward_fault_limit:g} of them")
             if not self._masked_rows and self.accelerator.is_main_process:
                 logger.warning("%s\nleft out of the loss and counted from now on (reward_fault_policy: mask)", message)
+            tell(self, "fault", message=message, rows=int(failed.sum()))
             for fault in faults:
                 self._masked_rows[fault.function] = self._masked_rows.get(fault.function, 0) + 1
             rewards = rewards.masked_fill(failed[:, None], torch.nan)
@@ -337,7 +339,7 @@ class ShapesRollouts(RunsAsSFT):
             self._record_kl(log_ratio, mask, "train")
 
     def _record_gap(self, known_p: Tensor, mode: str) -> None:
-        """F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
+        """F* and F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
         args, beta = self.args, self._beta_in_force
         if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0 or args.sync_ref_model:
             return
@@ -348,4 +350,5 @@ class ShapesRollouts(RunsAsSFT):
         )
         metrics = self._metrics[mode]
         total = metrics["free_energy/reward"][-1] + beta * metrics["free_energy/kl"][-1]
+        metrics["free_energy/optimum"].append(optimum.mean().item())
         metrics["free_energy/gap"].append(total - optimum.mean().item())

@@ -2,21 +2,22 @@
 
 recipe.yaml      the resolved recipe, with every default filled in
 versions.json    Python, libraries, git commit and whether the tree was clean
-metrics.jsonl    one row per logged step, appended as it happens
+metrics.jsonl    one row per logged step, appended as it happens (fe_posttrain.training.recording)
+events.jsonl     what happened between the rows: probes with their report, faults, checkpoints, alarms
+samples/         completions, as Parquet
+report.html      the run on one page (fe_posttrain.view.report)
 checkpoint-STEP/ whole checkpoints, each with a manifest (fe_posttrain.training.checkpoints)
 summary.json     start and end of what was tracked; written last, so its presence means the run finished
 model/           the final weights and tokenizer, as save_pretrained writes them
 """
 
 import json
-import logging
 import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,9 +26,6 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from transformers import TrainerCallback
-
-logger = logging.getLogger(__name__)
 
 PACKAGES = ("fe_posttrain", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "wandb", "numpy")
 
@@ -75,51 +73,9 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def cut_metrics(self, size: int) -> None:
-        """Forget the rows after the first `size` bytes; they belong to steps that will be done again."""
-        if self.metrics.exists():
-            os.truncate(self.metrics, min(size, self.metrics.stat().st_size))
-
-
-class MetricsCallback(TrainerCallback):
-    """Appends what the trainer logs to `metrics.jsonl`, once, from the main process.
-
-    While the disk is full, rows wait in memory and one warning says so.
-    """
-
-    def __init__(self, folder: RunFolder):
-        self.folder = folder
-        self.started = time.time()
-        self._waiting: list[str] = []
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if state.is_world_process_zero and logs:
-            seconds = round(time.time() - self.started, 3)
-            row = {"step": state.global_step, "seconds": seconds, **logs}
-            self._waiting.append(json.dumps(plain(row)) + "\n")
-            self._write()
-
-    def checkpoint_state(self) -> dict[str, float]:
-        """Where the file ends: `metrics.jsonl` is cut to this when a run resumes."""
-        size = self.folder.metrics.stat().st_size if self.folder.metrics.exists() else 0
-        return {"bytes": size, "seconds": time.time() - self.started, "waiting": self._waiting}
-
-    def load_checkpoint_state(self, kept: dict[str, float]) -> None:
-        self.folder.cut_metrics(kept["bytes"])
-        self.started = time.time() - kept["seconds"]
-        self._waiting = kept["waiting"]
-
-    def _write(self) -> None:
-        end = self.folder.metrics.stat().st_size if self.folder.metrics.exists() else 0
-        try:
-            with open(self.folder.metrics, "a") as file:
-                file.write("".join(self._waiting))
-        except OSError as error:
-            if len(self._waiting) == 1:
-                logger.warning("metrics.jsonl: %s; rows wait in memory until there is room", error)
-            self.folder.cut_metrics(end)  # no half row
-        else:
-            self._waiting = []
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
 
 
 class StopSignals:

@@ -20,7 +20,7 @@ PHASES = {  # phase: (module, owner in it or "", function)
     "manifest": ("fe_posttrain.training.checkpoints", "", "write_manifest"),
     "rename": ("fe_posttrain.training.checkpoints", "", "publish"),
     "rotate": ("fe_posttrain.training.checkpoints", "", "rotate"),
-    "metrics": ("fe_posttrain.training.run", "MetricsCallback", "_write"),
+    "metrics": ("fe_posttrain.training.recording", "_Rows", "write"),
     "batch": ("transformers", "Trainer", "get_batch_samples"),
 }
 

@@ -11,7 +11,7 @@ from fe_posttrain.support.report import report, report_of_counts
 
 TERMS = ("gain", "elicited", "created", "undetermined", "lost")
 NAMES = {"sentence", "key", "prompts", "draws", "verdict", "calls", "attribution", "b50", "b50_above", "sightings"}
-NAMES |= {"null_floor", "srr", "ndr", "sds", "nscr", "population", "checks", "families"}
+NAMES |= {"null_floor", "srr", "ndr", "sds", "nscr", "population", "checks", "families", "points"}
 
 
 def key(budget=64) -> Key:
@@ -45,6 +45,15 @@ def test_every_name_is_there_and_it_is_json(created):
     assert created["prompts"] == 40
     assert created["draws"]["trained"] == {"total": 10240, "least": 256, "most": 256}
     assert created["families"] == {} and created["checks"] == {}
+
+
+def test_points_hold_each_prompt_in_one_order_and_family():
+    found = report_of_counts(key(), counts([0, 30], 64, ("a", None)), counts([64, 1], 64, ("a", None)))["points"]
+    assert found["prompt"] == ["prompt 0", "prompt 1"] and found["family"] == ["a", None]
+    assert found["correct"] == {"reference": [0, 30], "trained": [64, 1]}
+    assert found["drawn"] == {"reference": [64, 64], "trained": [64, 64]}
+    # 30 of 64 and 64 of 64 are surely beyond .1; none of 64 tells nothing at B = 64, nor does one
+    assert found["regime"] == {"reference": ["undetermined", "basin"], "trained": ["basin", "undetermined"]}
 
 
 def test_what_was_never_seen_before_is_certified_as_created(created):

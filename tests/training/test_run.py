@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fe_posttrain.training.recording import RunRecorder
 from fe_posttrain.training.rewards import find_reward
-from fe_posttrain.training.run import MetricsCallback, RunFolder, StopSignals
+from fe_posttrain.training.run import RunFolder, StopSignals
 
 
 def test_files_are_replaced_whole_and_leave_nothing_behind(tmp_path):
@@ -56,7 +57,7 @@ def test_arguments_of_a_reward_are_bound_by_name_and_checked(tmp_path):
 
 def test_rows_wait_in_memory_while_the_disk_is_full_and_none_is_cut(tmp_path, caplog):
     folder = RunFolder(tmp_path / "run")
-    recorder = MetricsCallback(folder)
+    recorder = RunRecorder(folder)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         for step in range(1, 9):
@@ -73,12 +74,12 @@ def test_rows_wait_in_memory_while_the_disk_is_full_and_none_is_cut(tmp_path, ca
 
 def test_metrics_are_cut_to_where_the_checkpoint_saw_them(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    recorder = MetricsCallback(folder)
+    recorder = RunRecorder(folder)
     state = SimpleNamespace(is_world_process_zero=True, global_step=1)
     recorder.on_log(None, state, None, logs={"loss": 1.0})
     kept, seen = folder.metrics.read_bytes(), recorder.checkpoint_state()
     recorder.on_log(None, state, None, logs={"loss": 2.0})
-    MetricsCallback(folder).load_checkpoint_state(json.loads(json.dumps(seen)))
+    RunRecorder(folder).load_checkpoint_state(json.loads(json.dumps(seen)))
     assert folder.metrics.read_bytes() == kept
 
 
