@@ -96,7 +96,7 @@ def samples_of(body: dict[str, Any], rows: Sequence[dict], shown: Sequence[dict]
             "family": points["family"][sample["row"]],
             "completion": as_text(sample["completion"]),
             "correct": sample["correct"],
-            "energy": -float(sample["correct"]),
+            "energy": -1.0 if sample["correct"] else 0.0,
             "log_ratio": sample["log_ratio"],
             "regime": points["regime"][side[sample["model"]]][sample["row"]],
         }
