@@ -18,7 +18,7 @@ MAY_DIFFER = frozenset(
     "output_dir report_to run_name project trackio_space_id disable_tqdm log_level log_level_replica log_completions "
     "num_completions_to_print save_steps save_strategy save_total_limit push_to_hub hub_model_id hub_strategy "
     "hub_token hub_private_repo logging_dir dataloader_num_workers dataloader_prefetch_factor dataset_num_proc "
-    "merge_adapter".split()
+    "merge_adapter wandb_project wandb_entity wandb_run_group wandb_job_type".split()
 )
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_key|access_key)$", re.IGNORECASE)
 _NO_SECRET = frozenset({"eos_token", "pad_token", "bos_token", "vllm_structured_outputs_regex"})

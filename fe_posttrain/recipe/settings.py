@@ -56,6 +56,12 @@ class RunSettings(SupportSettings):
     reward_model_name_or_path: str | None = _key(
         "A reward model (sequence classification), folder or Hub name; counts after reward_funcs.", default=None
     )
+    wandb_project: str | None = _key(
+        "wandb project (report_to: wandb); default WANDB_PROJECT or fe_posttrain.", default=None
+    )
+    wandb_entity: str | None = _key("wandb user or team; default the one that is logged in.", default=None)
+    wandb_run_group: str | None = _key("wandb group: the arms of one comparison.", default=None)
+    wandb_job_type: str | None = _key("wandb job type: the arm; default rl, sft or mixture.", default=None)
     merge_adapter: bool = _key("Save the final model with its LoRA adapter merged.", default=False)
 
     prompts: dict[str, float] = field(

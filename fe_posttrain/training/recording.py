@@ -126,7 +126,7 @@ class RunRecorder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         event = "resume" if state.global_step else "start"
-        self.on_event(args, state, control, event, {"steps": state.max_steps})
+        self.on_event(args, state, control, event, {"steps": state.max_steps, "time": round(time.time(), 3)})
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and logs:

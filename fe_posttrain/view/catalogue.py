@@ -204,14 +204,15 @@ def in_wandb(key: str) -> str:
 
 
 def table(groups: Iterable[str]) -> str:
-    """Markdown: the metrics of these groups, a heading and a table each."""
-    parts = []
-    for group in groups:
-        rows = [metric for metric in CATALOGUE if metric.group == group]
-        lines = [f"**{GROUPS[group]}**", "", "| key | unit | goal | logged by | meaning |", "|---|---|---|---|---|"]
-        lines += [f"| `{m.name}` | {m.unit} | {m.goal} | {m.source} | {m.meaning} |" for m in rows]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
+    """Markdown: one table of the metrics of these groups."""
+    found = [metric for group in groups for metric in CATALOGUE if metric.group == group]
+    lines = ["| key | unit | goal | logged by | meaning |", "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| `{m.name}` | {m.unit} | {m.goal} | {m.source} | {m.meaning} |" for m in found)])
+
+
+def filled(text: str) -> str:
+    """A document with the tables between its marks `<!-- metrics: GROUP ... -->` and `<!-- end -->` made anew."""
+    return _MARKED.sub(lambda found: f"{found[1]}\n{table(found[2].split())}\n{found[3]}", text)
 
 
 @cache
@@ -219,4 +220,5 @@ def _pattern(name: str) -> re.Pattern:
     return re.compile(".+".join(map(re.escape, name.split("*"))))
 
 
+_MARKED = re.compile(r"(<!-- metrics: ([\w ]+) -->).*?(<!-- end -->)", re.DOTALL)
 _BY_NAME = {metric.name: metric for metric in CATALOGUE}
