@@ -6,6 +6,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 export OMP_WAIT_POLICY=passive # read when torch is imported; ten times faster when cores are shared
+export WANDB_MODE="${WANDB_MODE:-offline}" # nothing leaves this machine unless you say so
 exec "$VENV/bin/accelerate" launch \
     --cpu --num_processes 1 --num_machines 1 --num_cpu_threads_per_process 1 --mixed_precision no --dynamo_backend no \
     scripts/train.py --config recipes/quickstart.yaml "$@"

@@ -3,10 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import wandb
-
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.wandb_run import Board, answers, begin, logged_in, offline_runs, put_aside
+from fe_posttrain.view.wandb_run import Board, answers, begin, logged_in, offline_runs, put_aside, server
 
 
 class NotOnline(Exception):
@@ -32,7 +30,7 @@ def replay(folder: Path, *, online: bool = False) -> Replayed:
     """
     run = RunData(folder)
     if online:
-        url = wandb.Settings().base_url
+        url = server()
         if not logged_in():
             raise NotOnline("--online: no login on this machine; run wandb login, or leave it out and wandb sync later")
         if not answers(url):

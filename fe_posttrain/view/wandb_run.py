@@ -210,7 +210,7 @@ class WandbCallback(TrainerCallback):
         if not logged_in():
             self.say(f"wandb: no login on this machine; {later} after wandb login")
             return "offline"
-        url = wandb.Settings().base_url
+        url = server()
         if not answers(url):
             self.say(f"wandb: {url} does not answer; {later}")
             return "offline"
@@ -232,10 +232,15 @@ def answers(url: str, patience: float = PATIENCE) -> bool:
     return bool(found)
 
 
+def server() -> str:
+    """Address of the wandb server in force: WANDB_BASE_URL, wandb's settings files, or its own."""
+    return wandb.setup().settings.base_url
+
+
 def logged_in() -> bool:
     """Whether there are credentials, without asking the server (`wandb.login` waits for it)."""
     named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    return named or get_netrc_auth(wandb.Settings().base_url) is not None
+    return named or get_netrc_auth(server()) is not None
 
 
 def _as_glob(name: str) -> str:

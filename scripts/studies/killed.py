@@ -2,6 +2,9 @@
 
 A timer is started when the phase's function is entered for the CALL-th time, and kills the process DELAY_MS later;
 with a delay of 0 the function never gets to its first line. `none` kills nothing. `second-rank` raises on rank 1.
+
+Where COUNT_ROWS names a file, the step of every row is appended to it when the trainer hands the row over, before
+anything is written: what a killed run should have.
 """
 
 import importlib
@@ -43,6 +46,20 @@ def arm(phase: str, call: int, delay: float) -> None:
     setattr(where, name, wrapped)
 
 
+def count_rows(path: str) -> None:
+    """Append the step of each logged row to a file, before the recorder is asked to write it."""
+    from fe_posttrain.training.recording import RunRecorder
+
+    original = RunRecorder.on_log
+
+    def counted(self, args, state, control, **kwargs):
+        with open(path, "a") as file:
+            file.write(f"{state.global_step}\n")
+        return original(self, args, state, control, **kwargs)
+
+    RunRecorder.on_log = counted
+
+
 def main() -> None:
     phase, call, delay, *words = sys.argv[1:]
     root = Path(__file__).resolve().parents[2]
@@ -56,6 +73,8 @@ def main() -> None:
             ShapesRollouts._compute_loss = fails
     elif phase != "none":
         arm(phase, int(call), float(delay) / 1000)
+    if path := os.environ.get("COUNT_ROWS"):
+        count_rows(path)
     sys.argv = [str(root / "scripts" / "train.py"), *words]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
