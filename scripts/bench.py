@@ -4,6 +4,7 @@
     scripts/bench.py                          GRPOTrainer, RLOOTrainer and SFTTrainer, about 4 minutes
     scripts/bench.py --pairs 5 --only rloo    one of them, quicker
     scripts/bench.py --support                what tracking of support costs a step, about 2 minutes
+    scripts/bench.py --logging                what records, shows and mirrors a run, CPU time a step, about 1 minute
     scripts/bench.py --json result.json       and keep the record
 
 A ratio below 1 means less than TRL; the intervals are of the median ratio. Time is taken on the testbed's model,
@@ -174,20 +175,38 @@ def support_record(console: Console, rounds: int = 24) -> dict:
     return record
 
 
+def logging_record(console: Console) -> dict:
+    """Measure and show what logging costs."""
+    import bench_logging
+
+    from fe_posttrain.training.run import library_versions
+
+    record = bench_logging.measure() | {"versions": library_versions()}
+    shown = Table("logging, CPU time a step", box=None, header_style="bold")
+    shown.add_column("ms", justify="right")
+    for name, cost in record["ms_per_step"].items():
+        shown.add_row(name, f"{cost:.2f}")
+    shown.add_row("[bold]all[/bold]", f"[bold]{record['sum']:.2f}[/bold]")
+    console.print(shown)
+    console.print(f"and the report at probes: {record['reports_ms_per_step']:.2f} ms a step", style="dim")
+    return record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7, help="runs of each arm; half as many for memory (%(default)s)")
     parser.add_argument("--steps", type=int, default=40, help="steps of a timed run, a fifth not counted (%(default)s)")
     parser.add_argument("--only", choices=list(COMPARISONS), help="one comparison")
     parser.add_argument("--support", action="store_true", help="tracking on and off by turns in one run")
+    parser.add_argument("--logging", action="store_true", help="what records, shows and mirrors a run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the record")
     words = parser.parse_args()
     if words.pairs < 1 or words.steps < 2:
         parser.error("--pairs is at least 1 and --steps at least 2")
     warnings.filterwarnings("ignore", category=FutureWarning)
     console = Console()
-    if words.support:
-        record = support_record(console)
+    if words.support or words.logging:
+        record = support_record(console) if words.support else logging_record(console)
         if words.json:
             words.json.write_text(json.dumps(record, indent=2) + "\n")
         return
