@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import wandb
-from requests.utils import get_netrc_auth
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import rewrite_logs
+
+from fe_posttrain.view.wandb_login import logged_in
 
 PATIENCE = 15  # seconds to wait for a server
 
@@ -34,7 +35,7 @@ class WandbCallback(TrainerCallback):
     def _start(self, folder: Path, config: dict[str, Any]):
         os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here
         mode = os.environ.get("WANDB_MODE") or "online"
-        if mode == "online" and not _logged_in():
+        if mode == "online" and not logged_in():
             self.say("wandb: no login on this machine; the run is kept offline (wandb login, then wandb sync)")
             mode = "offline"
         for attempt in dict.fromkeys((mode, "offline")):
@@ -77,12 +78,6 @@ class WandbCallback(TrainerCallback):
             run.finish(exit_code=int(kind is not None))
         except Exception as error:
             self.say(f"wandb: not finished: {_first_line(error)}; `wandb sync` uploads what was written")
-
-
-def _logged_in() -> bool:
-    """Whether there are credentials, without asking the server (`wandb.login` waits for it)."""
-    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    return named or get_netrc_auth(wandb.Settings().base_url) is not None
 
 
 def _first_line(error: Exception) -> str:
