@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.wandb_run import Board, answers, begin, logged_in, offline_runs, put_aside, server
+from fe_posttrain.view.wandb_run import Board, begin, offline_runs, put_aside
+from fe_posttrain.view.wandb_server import answers, logged_in, server
 
 
 class NotOnline(Exception):

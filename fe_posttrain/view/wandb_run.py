@@ -1,29 +1,26 @@
 """A wandb run beside the training, which it never disturbs: what fails here is said once and the run goes on.
 
 TRL and transformers call wandb unguarded in the middle of a step. Here it is one callback that mirrors what the run
-folder holds. Without a login, or where the server does not answer within `PATIENCE`, the run is kept offline in the run
+folder holds. Without a login, or where the server says nothing within 3 s, the run is kept offline in the run
 folder; `wandb sync` uploads it later, and `scripts/replay.py` makes it anew from the run folder at any time.
 """
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from heapq import merge
 from pathlib import Path
 from typing import Any
 
-import requests
 import wandb
-from requests.utils import get_netrc_auth
 from transformers import TrainerCallback
 
 from fe_posttrain.view.catalogue import CATALOGUE, STEP, in_wandb
 from fe_posttrain.view.charts import board_objects
 from fe_posttrain.view.reading import RunData
+from fe_posttrain.view.wandb_server import answers, logged_in, server
 
-PATIENCE = 3  # seconds that the server has to answer
 START = 15  # seconds that a server which answers has to start the run
 ASIDE = "superseded"  # folder of offline runs that a later one of the same id holds too
 
@@ -55,7 +52,7 @@ class Board:
         """Charts and tables of an event; they go with the next row. An alarm is also sent to its people."""
         if event["step"] <= self._there:
             return
-        self._waiting |= board_objects(event, samples)
+        self._waiting |= board_objects(event, samples, "" if self.run.offline else self.run.entity)
         if event["event"] == "probe":
             self.run.summary["verdict"] = event["report"]["sentence"]
         elif event["event"] == "alarm":
@@ -215,32 +212,6 @@ class WandbCallback(TrainerCallback):
             self.say(f"wandb: {url} does not answer; {later}")
             return "offline"
         return "online"
-
-
-def answers(url: str, patience: float = PATIENCE) -> bool:
-    """Whether a server says anything at all within so many seconds, name look-up included."""
-    found: list[bool] = []
-
-    def ask() -> None:
-        with suppress(requests.RequestException):
-            requests.get(url, timeout=patience, stream=True).close()
-            found.append(True)
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(patience)
-    return bool(found)
-
-
-def server() -> str:
-    """Address of the wandb server in force: WANDB_BASE_URL, wandb's settings files, or its own."""
-    return wandb.setup().settings.base_url
-
-
-def logged_in() -> bool:
-    """Whether there are credentials, without asking the server (`wandb.login` waits for it)."""
-    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    return named or get_netrc_auth(server()) is not None
 
 
 def _as_glob(name: str) -> str:

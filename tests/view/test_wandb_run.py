@@ -15,7 +15,8 @@ import wandb
 
 from fe_posttrain.view import wandb_run
 from fe_posttrain.view.replay import NotOnline, replay
-from fe_posttrain.view.wandb_run import WandbCallback, answers, kind_of, offline_runs
+from fe_posttrain.view.wandb_run import WandbCallback, kind_of, offline_runs
+from fe_posttrain.view.wandb_server import answers
 
 CONFIG = {"beta": 0.25, "hub_token": "<hidden>", "wandb_run_group": "a comparison", "wandb_job_type": "arm 1"}
 
