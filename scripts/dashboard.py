@@ -69,7 +69,9 @@ def _serialise(words: argparse.Namespace) -> int:
         return 0
     try:
         for name, content in made.items():
-            _write(words.output / f"{name}.json", json.dumps(content, indent=1) + "\n")
+            path = words.output / f"{name}.json"
+            _write(path, json.dumps(content, indent=1) + "\n")
+            print(path)
     except OSError as error:
         return _refuse(f"--output: {error.filename}: {error.strerror}; write a folder that can be written to")
     return 0

@@ -10,6 +10,8 @@ A chart is a *preset* of an entity (a user or team): a spec with `${field:...}` 
 table, which lies under the chart's key with `_table` after it. scripts/dashboard.py makes the presets. Their names end
 in a hash of the spec: whoever changes a spec makes a new preset, and old runs keep theirs.
 
+A panel shows the newest table of each run, runs side by side; two runs of one name at the same step are drawn as one.
+
 Verified without a server: tables and chart settings arrive in an offline run, and both specs draw by Vega-Lite 5. Not
 verified: that wandb's own renderer draws them alike.
 """

@@ -51,7 +51,9 @@ def workspace(entity: str, project: str) -> ws.Workspace:
     )
 
 
-def panel(asked: Panel, entity: str, layout: wr.Layout | None = None):
+def panel(
+    asked: Panel, entity: str, layout: wr.Layout | None = None
+) -> wr.LinePlot | wr.CustomChart | wr.WeavePanelSummaryTable:
     """The panel of wandb-workspaces: a table, a custom chart, or lines."""
     place = {} if layout is None else {"layout": layout}
     if asked.key == SAMPLES:

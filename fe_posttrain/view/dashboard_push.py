@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import wandb
 
-from fe_posttrain.view.charts import CHARTS
+from fe_posttrain.view.charts import CHARTS, Chart
 from fe_posttrain.view.dashboard import workspace
 from fe_posttrain.view.wandb_report import report
 
@@ -42,7 +42,7 @@ def push(entity: str, project: str, run_name: str | None, say: Callable[[str], N
         say(f"{name}: {found}")
 
 
-def _make_preset(entity: str, chart) -> str:
+def _make_preset(entity: str, chart: Chart) -> str:
     """Where the preset is. Its name holds a hash of its spec, so one that is there is this one."""
     try:
         return wandb.Api().create_custom_chart(
