@@ -80,13 +80,15 @@ def _serialise(words: argparse.Namespace) -> int:
 def _push(words: argparse.Namespace) -> int:
     os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here
     from fe_posttrain.view.dashboard_push import NotPushed, push
-    from fe_posttrain.view.wandb_server import logged_in
+    from fe_posttrain.view.wandb_server import PATIENCE, answers, logged_in, server
 
     if not logged_in():
         return _refuse(
             "--push: no login to wandb on this machine; a dashboard is made in an account; "
             "run `wandb login`, or set WANDB_API_KEY"
         )
+    if not answers(server()):
+        return _refuse(f"--push: {server()} says nothing within {PATIENCE} s; nothing was pushed; look at the network")
     try:
         push(words.entity, words.project, words.run, print)
     except NotPushed as error:
