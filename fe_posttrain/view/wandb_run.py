@@ -151,18 +151,21 @@ class WandbCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here
-        for mode in dict.fromkeys((self._mode(), "offline")):
+        for mode in (self._mode, lambda: "offline"):
             try:
-                run = begin(self.folder, self.config, mode, self.id)
-                earlier = [path for path in offline_runs(self.folder) if path != Path(run.dir).parent]
-                self.id, self._board = run.id, Board(run)
-                if not run.resumed:
-                    self._board.replay(RunData(self.folder))
-                    put_aside(earlier)
+                self._start(mode())
                 return
             except Exception as error:  # of any kind: a dashboard is no reason to stop a training
                 self._board = None
-                self.say(f"wandb: {mode} run not started: {_first_line(error)}; training is not affected")
+                self.say(f"wandb: not started: {_first_line(error)}; training is not affected")
+
+    def _start(self, mode: str) -> None:
+        run = begin(self.folder, self.config, mode, self.id)
+        earlier = [path for path in offline_runs(self.folder) if path != Path(run.dir).parent]
+        self.id, self._board = run.id, Board(run)
+        if not run.resumed:
+            self._board.replay(RunData(self.folder))
+            put_aside(earlier)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         self._guarded(state, lambda board: board.row(state.global_step, logs or {}))

@@ -92,6 +92,17 @@ def test_a_service_that_dies_is_said_once_and_training_goes_on(tmp_path):
     assert len(said) == 1 and said[0].startswith("wandb: died at step") and "training goes on" in said[0]
 
 
+def test_settings_that_wandb_refuses_cost_the_mirror_and_not_the_training(tmp_path, monkeypatch):
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "nonsense")
+    said = []
+    with begun(a_run(tmp_path, []), said) as board:
+        log(board, 1, loss=1.0)
+    assert said and all(line.startswith("wandb: not started: ") for line in said)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb.teardown()
+
+
 @pytest.mark.parametrize("server", ["no login", "does not answer", "not started"])
 def test_no_login_and_no_server_turn_the_run_into_an_offline_one(tmp_path, monkeypatch, server):
     wandb.teardown()  # it keeps what it once read of the environment
