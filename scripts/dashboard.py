@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 REFUSED = 2
@@ -58,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serialise(words: argparse.Namespace) -> int:
     from fe_posttrain.view.dashboard import serialised, workspace
     from fe_posttrain.view.wandb_report import report
+    from fe_posttrain.whole_files import write_whole
 
     entity = words.entity or "ENTITY"
     made = {
@@ -70,7 +70,7 @@ def _serialise(words: argparse.Namespace) -> int:
     try:
         for name, content in made.items():
             path = words.output / f"{name}.json"
-            _write(path, json.dumps(content, indent=1) + "\n")
+            write_whole(path, json.dumps(content, indent=1) + "\n")
             print(path)
     except OSError as error:
         return _refuse(f"--output: {error.filename}: {error.strerror}; write a folder that can be written to")
@@ -99,17 +99,6 @@ def _push(words: argparse.Namespace) -> int:
 def _refuse(message: str) -> int:
     print(message, file=sys.stderr)
     return REFUSED
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,7 @@ names is certified (its lower end is above 0). That nothing is certified is no p
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 
 BAD_INPUT, FAILED_ON = 2, 4
@@ -45,7 +43,9 @@ def main() -> int:
     try:
         report = _measure_models(words) if given else _measure_counts(words)
         if words.json:
-            _write(words.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
+            from fe_posttrain.whole_files import write_whole
+
+            write_whole(words.json, json.dumps(report, indent=2, allow_nan=False) + "\n")
     except OSError as error:
         path = f"{error.filename}: {error.strerror}; write a path that can be opened"
         return _refuse(path if error.filename else str(error))
@@ -159,17 +159,6 @@ def _show(report: dict, fail_on: list[str]) -> int:
 def _refuse(message: str) -> int:
     print(message, file=sys.stderr)
     return BAD_INPUT
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

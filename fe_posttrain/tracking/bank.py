@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -27,6 +26,7 @@ from filelock import FileLock
 
 from fe_posttrain.support.budgets import ALPHA, DELTA
 from fe_posttrain.support.calls import IN, UNKNOWN, Evidence, membership
+from fe_posttrain.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,8 @@ def cached(identity: dict[str, str], prompts: int, plan: Plan, draw: Callable[..
 
         def save() -> None:
             if state.is_main_process:
-                _write(path, bank.arrays())
+                with whole_file(path) as file:
+                    np.savez_compressed(file, **bank.arrays())
 
         bank.fill(draw, save)
     finally:
@@ -221,16 +222,6 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
     except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
         logger.warning("support: %s cannot be read (%s); the reference is drawn again", path, error)
         return None
-
-
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
-    with os.fdopen(handle, "wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 def banks_folder() -> Path:

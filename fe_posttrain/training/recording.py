@@ -13,7 +13,6 @@ samples/EVENT-STEP.parquet   completions of that event: step, event, model, prom
 import json
 import logging
 import os
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from transformers import TrainerCallback
 
 from fe_posttrain.training.rollout_events import Rollouts
 from fe_posttrain.training.run import RunFolder, plain
+from fe_posttrain.whole_files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -158,11 +158,8 @@ class RunRecorder(TrainerCallback):
         path = self.folder.path / SAMPLES / f"{event}-{step:06d}.parquet"
         try:
             path.parent.mkdir(exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            with os.fdopen(handle, "wb") as file:
+            with whole_file(path) as file:
                 pq.write_table(pa.Table.from_pylist(rows, schema=COLUMNS), file)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
         except OSError as error:
             logger.warning("%s was not written: %s; the run goes on", path.name, error)
             return None

@@ -17,7 +17,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +25,8 @@ from typing import Any
 import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+
+from fe_posttrain.whole_files import write_whole
 
 PACKAGES = ("fe_posttrain", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "wandb", "numpy")
 
@@ -50,13 +51,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, self.path / name)
+        write_whole(self.path / name, text)
 
     def write_json(self, name: str, content: Any) -> None:
         self.write(name, json.dumps(plain(content), indent=2) + "\n")
