@@ -25,7 +25,7 @@ from fe_posttrain.tracking.reporting import (
     samples_of,
     training_shares,
 )
-from fe_posttrain.tracking.riding import Displacements, Riding
+from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights, weights_hash
@@ -316,6 +316,9 @@ class SupportCallback(TrainerCallback):
             ended = self._end_displacement(found, batch) if last and self.displacements is not None else None
             tag, pooled = self.settings.support_tag, self.settings.support_labels_pooled
             self._report = reported(self.probes, found, self._reference_words(), tag, ended, pooled_labels=pooled)
+            if (weight := gibbs_weight(self.trainer, self.probes.signal)) is not None:
+                beta = self.trainer._beta_in_force
+                self._report["objective"] = self.probes.free_energy(found, weight, beta)
             self._unlogged |= metrics_of(self._report)
             logger.info("step %d: %s", step, self._report["sentence"])
             tell(

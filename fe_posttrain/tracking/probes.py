@@ -11,6 +11,7 @@ from fe_posttrain.support.bridges import bar, effective_sample_size, psis_khat
 from fe_posttrain.support.budgets import Key, ladder_with, threshold
 from fe_posttrain.support.calls import OUT, Evidence, jaccard, membership, regimes, transitions
 from fe_posttrain.support.evidence import anytime_lower_bound, anytime_upper_bound, log_e_above, log_e_below
+from fe_posttrain.support.gaps import log_partition
 from fe_posttrain.support.intervals import lower_bound, upper_bound
 from fe_posttrain.support.ledger import Ledger
 from fe_posttrain.support.verdict import Bounds, Halves, Verdict, verdict
@@ -230,6 +231,22 @@ class Probes:
             "reference": regimes(self.reference_evidence(), key.alpha, opened=opened, singular=self.singular),
             "trained": regimes(trained, key.alpha),
         }
+
+    def free_energy(self, result: Round, weight: float, beta: float) -> dict[str, float]:
+        """`free_energy` of the round and the ends between which its optimum lies, means over the prompts, energy units.
+
+        F = -w p_t + beta KL of a 0/1 reward; F* = -beta ln Z of bounds on each p_ref that hold together at alpha/2.
+
+        Args:
+            weight: w_r times the reward's weight.
+        """
+        correct, drawn = self.bank.counts
+        each = self.key.alpha / (4 * len(self.rows))
+        ends = anytime_lower_bound(correct, drawn, each), anytime_upper_bound(correct, drawn, each)
+        high, low = (-beta * float(log_partition(p, weight, beta).mean()) for p in ends)
+        hits, tries = result.totals
+        energy = -weight * float(hits.sum() / tries.sum()) + beta * result.kl
+        return {"free_energy": energy, "optimum_low": low, "optimum_high": high}
 
     def verdict(self, result: Round, prompts: np.ndarray | None = None) -> Verdict:
         """The verdict of a round over all prompts, or those at indices `prompts`."""

@@ -73,6 +73,7 @@ def metrics_of(body: dict[str, Any]) -> dict[str, float]:
         "support/guess_floor": checks["guess_floor"]["rate"],
         "support/probe_kl": body["kl"],
     }
+    found |= {f"support/{name}": value for name, value in body.get("objective", {}).items()}
     if "closure" in checks:
         found["support/closure"] = checks["closure"]["value"]
     for side in ("reference", "trained"):

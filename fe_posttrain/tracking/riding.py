@@ -9,6 +9,7 @@ from fe_posttrain.support.budgets import threshold
 from fe_posttrain.support.displacement import Window, rms, window
 from fe_posttrain.support.gaps import cumulant_gap, excess_kl, jarzynski_gap, kl_efficiency, outside_mass
 from fe_posttrain.support.ledger import Ledger
+from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights
 from fe_posttrain.training.rollout_events import Rollouts
 
@@ -143,6 +144,19 @@ def _gaps(shaped: np.ndarray, beta: float) -> dict[str, float]:
         "support/gap_jarzynski": float(jarzynski_gap(shaped, beta).mean()),
         "support/gap_cumulant": float(cumulant_gap(shaped, beta).mean()),
     }
+
+
+def gibbs_weight(trainer, signal: Signal) -> float | None:
+    """w_r times the reward's weight where F* follows from p_ref alone: the 0/1 signal is the only reward of a run with
+    beta > 0 and without demonstrations; else None."""
+    args = trainer.args
+    if not args.generates or args.demonstration_energy_weight or trainer._beta_in_force <= 0:
+        return None
+    functions = [getattr(function, "function", None) for function in trainer.reward_funcs]
+    if functions != [signal.function] or signal.threshold is not None:
+        return None
+    weight = args.reward_energy_weight * float(trainer.reward_weights[0])
+    return weight if weight > 0 else None
 
 
 class Displacements:

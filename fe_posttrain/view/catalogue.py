@@ -68,6 +68,13 @@ CATALOGUE: tuple[Metric, ...] = (
         ("free_energy/kl", "nats/sequence", "", "KL(pi ‖ reference), from the step's rollouts"),
         ("free_energy/beta", "energy/nat", "", "beta in force"),
     )),
+    *_of("objective", "support", (
+        ("support/free_energy", "energy", DOWN, "F on the probe prompts, w_r p_t taken from their draws: of a 0/1 "
+         "reward, with beta > 0 and w_d = 0"),
+        ("support/optimum_low", "energy", "", "least that F* of the probe prompts can be: -beta log Z at "
+         "upper bounds on each p_ref that hold together"),
+        ("support/optimum_high", "energy", "", "most that it can be, at lower bounds on p_ref"),
+    )),
     *_of("testbed", "testbed", (
         ("testbed/p/*", "probability", UP, "exact mean p of a family's held-out prompts, every `probe_steps` steps"),
         ("testbed/kl/*", "nats/sequence", "", "exact KL(pi ‖ reference) of the same prompts, at start and end; misses "

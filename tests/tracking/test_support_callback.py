@@ -1,5 +1,6 @@
 """SupportCallback on real runs: invisible to training, exact across a resume, and never in the way."""
 
+import math
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from fe_posttrain import SupportCallback
 from fe_posttrain.support.ledger import Ledger
 from fe_posttrain.tasks import digits
+from fe_posttrain.tasks.exact import exact_probabilities
 
 
 def finite(found: dict) -> dict:
@@ -144,6 +146,27 @@ def test_what_a_person_can_mend_is_raised_before_training(tmp_path):
         short_runs.trainer(tmp_path / "c", "rl", short_runs.support(tmp_path / "cache"), sync_ref_model=True)
 
 
+def test_the_optimum_of_the_probe_prompts_lies_between_its_ends(tmp_path):
+    rows = short_runs.probe_rows(8)
+    support = short_runs.support(tmp_path / "cache", rows=rows, support_draws=64, support_reference_draws=64)
+    made = short_runs.trainer(tmp_path / "run", "rl", support, max_steps=6)
+    reference = exact_probabilities(made.model, made.processing_class, [row["prompt"] for row in rows])
+    made.train()
+    found, terms = support.summary()["objective"], support.summary()["verdict"]
+    optimum = float((-0.05 * torch.log1p(reference * math.expm1(1 / 0.05))).mean())
+    assert found["optimum_low"] < optimum < found["optimum_high"] < 0
+    p = sum(support.probes.rounds[-1].totals[0]) / (64 * len(rows))
+    assert found["free_energy"] == pytest.approx(-p + 0.05 * support.summary()["kl"])
+    assert terms["gain"]["value"] > 0 and found["free_energy"] > found["optimum_low"]
+
+
+@pytest.mark.parametrize("kind", ["sft", "mixture"])
+def test_where_the_optimum_does_not_follow_from_p_ref_none_is_given(tmp_path, kind):
+    support = short_runs.support(tmp_path / "cache")
+    short_runs.trainer(tmp_path / "run", kind, support, max_steps=2).train()
+    assert "objective" not in support.summary()
+
+
 def test_without_a_kl_there_is_no_ledger_but_a_verdict(tmp_path):
     support = short_runs.support(tmp_path / "cache")
     short_runs.trainer(tmp_path / "run", "rl", support, beta=0.0, max_steps=4).train()
@@ -155,7 +178,6 @@ def test_without_a_kl_there_is_no_ledger_but_a_verdict(tmp_path):
 
 def test_a_displacement_is_the_log_ratio_of_exact_probabilities(tmp_path):
     from fe_posttrain.sequences import evaluating
-    from fe_posttrain.tasks.exact import exact_probabilities
 
     p = {}
 
