@@ -25,7 +25,7 @@ from fe_posttrain.tracking.reporting import (
     samples_of,
     training_shares,
 )
-from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight
+from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight, scoring
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights, weights_hash
@@ -120,7 +120,7 @@ class SupportCallback(TrainerCallback):
         if windows is not None and windows.due(rollouts.step) and self._still_on():
             with self._guarded():
                 metrics |= windows.end_window(
-                    rollouts.step, correct, rollouts.prompt, rollouts.log_policy, _scoring(rollouts)
+                    rollouts.step, correct, rollouts.prompt, rollouts.log_policy, scoring(rollouts)
                 )
         return metrics
 
@@ -395,15 +395,3 @@ class SupportCallback(TrainerCallback):
         if reasons:
             self.off = "everywhere"
         return not reasons
-
-
-def _scoring(rollouts: Rollouts) -> Callable[[np.ndarray], np.ndarray]:
-    """Scores rows of all processes, each by the process that holds them."""
-
-    def score(rows: np.ndarray) -> np.ndarray:
-        mine = rows[(rows >= rollouts.mine.start) & (rows < rollouts.mine.stop)]
-        found = together(lambda: list(zip(mine.tolist(), rollouts.score(mine - rollouts.mine.start), strict=True)))
-        values = dict(found)
-        return np.array([values[row] for row in rows.tolist()])
-
-    return score

@@ -9,6 +9,7 @@ from fe_posttrain.support.budgets import threshold
 from fe_posttrain.support.displacement import Window, rms, window
 from fe_posttrain.support.gaps import cumulant_gap, excess_kl, jarzynski_gap, kl_efficiency, outside_mass
 from fe_posttrain.support.ledger import Ledger
+from fe_posttrain.tracking.drawing import together
 from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights
 from fe_posttrain.training.rollout_events import Rollouts
@@ -217,3 +218,15 @@ class Displacements:
     def load_state(self, kept: dict) -> None:
         self.kept_at = kept["kept_at"]
         self.windows = [Window.from_json(w) for w in kept["windows"]]
+
+
+def scoring(rollouts: Rollouts) -> Callable[[np.ndarray], np.ndarray]:
+    """Scores rows of all processes, each by the process that holds them."""
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        mine = rows[(rows >= rollouts.mine.start) & (rows < rollouts.mine.stop)]
+        found = together(lambda: list(zip(mine.tolist(), rollouts.score(mine - rollouts.mine.start), strict=True)))
+        values = dict(found)
+        return np.array([values[row] for row in rows.tolist()])
+
+    return score
