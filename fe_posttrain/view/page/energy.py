@@ -55,7 +55,7 @@ def _words(run: RunData) -> Html:
         parts.append(join(["Beta is ", data(beta[0]), f"{unit} throughout. "]))
     if run.summary.get("free_energy"):
         parts.append("Mean over the first and over the last tenth of the logged steps: ")
-        parts.append([_ends(name, ends) for name, ends in run.summary["free_energy"].items()])
+        parts.append([[", " if i else "", _ends(*item)] for i, item in enumerate(run.summary["free_energy"].items())])
     return tag("p", parts, class_="lead")
 
 

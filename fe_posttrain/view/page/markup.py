@@ -100,7 +100,7 @@ def section(name: str, title: str, *inside: Any) -> Html:
 
 def words(text: str) -> Html:
     """A text of the catalogue: `code` and *emphasis* as such."""
-    parts = re.split(r"`([^`]+)`|\*([^*]+)\*", text)
+    parts = re.split(r"`([^`]+)`|(?<![\w*])\*(\w+)\*(?!\w)", text)
     return join(
         [tag(("", "code", "em")[i % 3], part) if i % 3 else part for i, part in enumerate(parts) if part is not None]
     )

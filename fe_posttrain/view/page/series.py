@@ -82,13 +82,14 @@ def small(run: RunData, key: str, colour: str = "c1") -> Html | None:
     log = key == "grad_norm" and min(values) > 0 and max(values) > _WIDE_RANGE * min(values)
     share = metric is not None and metric.unit in _FROM_ZERO
     frame = Frame(x=(0, run.steps), log_y=log, small=True, holds=(0,) if share else ())
+    unit = f" {metric.unit}" if metric and metric.unit not in ("", "share", "reward") else ""
     title = join(
         [
             tag("code", key),
             tag(
                 "span",
                 data(last),
-                f" {metric.unit}" if metric and metric.unit not in ("", "share", "reward") else "",
+                unit,
                 class_="last",
             ),
         ]
