@@ -21,14 +21,14 @@ from fe_posttrain.view.reading import RunData
 NAME = "report.html"
 
 
-def write_report(run: Path) -> Path:
-    """Write `report.html` into a run folder, whole or not at all; returns its path.
+def write_report(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, whole or not at all: to `out`, or as report.html into its folder. Returns its path.
 
     Raises:
         ValueError: the folder holds no run.
         OSError: it cannot be written.
     """
-    return write_page(run / NAME, report_page(RunData(run)))
+    return write_page(out or run / NAME, report_page(RunData(run)))
 
 
 def report_page(run: RunData) -> str:

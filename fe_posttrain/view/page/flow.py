@@ -8,7 +8,7 @@ from fe_posttrain.view.page.markup import Html, data, table, tag
 
 ORDER = ("basin", "tail", "undetermined", "barrier", "out", "singular")
 _WIDTH, _TOP, _HEIGHT, _GAP, _BAR = 520, 34, 250, 12, 14
-_FROM, _TO = 150, 370  # where the bars stand
+_FROM, _TO = 158, 352  # where the bars stand
 
 
 def counts(points: Mapping) -> Counter:
