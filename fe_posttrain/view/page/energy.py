@@ -33,7 +33,7 @@ def energy(run: RunData) -> Html | None:
         over_steps(run, "F against its optimum" if len(lines) > 1 else "F", lines, zero=True),
         over_steps(run, "The gap to the optimum", lines_of(run, {"free_energy/gap": ("gap", "c1", False)}),
                    zero=True, holds=(0,)),
-        over_steps(run, "Terms of F", terms, zero=True) if len(terms) > 1 or len(lines) == 1 else None,
+        over_steps(run, "Terms of F", terms, zero=True) if len(terms) > 1 or divergence else None,
         over_steps(run, "KL to the reference", divergence, holds=(0,)),
         _beta(run),
     ]  # fmt: skip
