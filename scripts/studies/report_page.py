@@ -111,7 +111,8 @@ def _opened(browser, page: Path, width: int, scheme: str) -> dict:
         "const root = document.documentElement; return [root.scrollWidth, root.clientWidth]"
     )
     told = [json.loads(row["message"])["message"] for row in browser.get_log("performance")]
-    asked = [m["params"]["request"]["url"] for m in told if m["method"] == "Network.requestWillBeSent"]
+    sent = [m["params"] for m in told if m["method"] == "Network.requestWillBeSent"]
+    asked = [s["request"]["url"] for s in sent if s["documentURL"] == page.as_uri()]  # others: the browser's own tab
     return {
         "width": width,
         "scheme": scheme,

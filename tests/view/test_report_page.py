@@ -263,6 +263,29 @@ def test_an_untracked_run_says_so_and_a_run_that_gave_up_says_why(tmp_path):
     assert "Support was not tracked to the end: no <verifier>" in page_of(other).whole_text()
 
 
+def test_a_verdict_says_that_tracking_stopped_after_it(tmp_path):
+    run = a_run(tmp_path / "run", finished=False)
+    assert "Tracking stopped" not in page_of(run).whole_text()
+    with open(run / "events.jsonl", "a") as file:
+        file.write(json.dumps({"step": 40, "seconds": 9.5, "event": "support_off", "reason": "no <room>"}) + "\n")
+    assert "Tracking stopped after this probe: no <room>" in page_of(run).whole_text()
+
+
+def test_a_voided_verdict_has_no_upper_ends_and_a_failed_check(tmp_path):
+    run = a_run(tmp_path / "run", probes=(20,), finished=False)
+    events = rows_of(run, "events.jsonl")
+    body = events[-1]["report"]
+    body["checks"] = {"bar": {"verdict": "failed", "df": 0.5, "se": 0.01, "why": "+0.50 nats, SE 0.01"}}
+    for name in ("elicited", "created", "lost"):
+        body["verdict"][name] = {"value": 0.0, "low": 0.0, "high": None}
+    body["verdict"]["undetermined"]["value"] = body["verdict"]["gain"]["value"]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    page = page_of(run)
+    assert [one.whole_text() for one in page.all("li") if one.words.get("class") == "failed"] == ["✗ BAR failed"]
+    bars = [one.words["data-key"] for one in plots(page)[0].all("rect")]
+    assert bars == ["verdict/undetermined"]
+
+
 def test_one_step_sft_and_evaluation_rows(tmp_path):
     short = a_run(tmp_path / "one", steps=1, probes=(1,))
     assert "step 1 of 1, finished" in page_of(short).whole_text()

@@ -96,8 +96,6 @@ def columns(at: Sequence[int], parts: Mapping[str, Sequence[int]], last: int, me
     width, height = 520, 270
     across = steps(last, 76, width - 32)
     up = around([0, max(map(sum, zip(*parts.values(), strict=True)))], height - 44, 26, about=5)
-    gaps = [b - a for a, b in pairwise(at)] or [last]
-    thick = max(2.0, min(34.0, 0.7 * (across(min(gaps)) - across(0))))
     pieces = []
     for value in up.ticks(5):
         y = f"{up(value):.1f}"
@@ -105,27 +103,28 @@ def columns(at: Sequence[int], parts: Mapping[str, Sequence[int]], last: int, me
         pieces.append(tag("text", tick_label(value), x=51, y=y, dy=".34em", class_="tick end"))
     for value in [x for x in across.ticks(6) if x == int(x)]:
         pieces.append(tag("text", tick_label(value), x=f"{across(value):.1f}", y=height - 27, class_="tick mid"))
-    for i, step in enumerate(at):
-        under = 0
-        for name, counts in parts.items():
-            if counts[i]:
-                a, b = up(under), up(under + counts[i])
-                pieces.append(
-                    tag(
-                        "rect",
-                        tag("title", f"step {step}: {shown(counts[i])} {name}"),
-                        x=f"{across(step) - thick / 2:.2f}",
-                        y=f"{b:.2f}",
-                        width=f"{thick:.2f}",
-                        height=f"{a - b:.2f}",
-                        class_=f"bar {name}",
-                        data_key=f"support/calls/trained/{name}",
-                        data_value=counts[i],
-                        data_step=step,
-                    )
-                )
-            under += counts[i]
+    pieces += _stacks(at, parts, across, up)
     pieces.append(tag("text", "step", x=width - 16, y=height - 8, class_="axis end"))
     pieces.append(tag("text", y_label, x=4, y=14, class_="axis"))
     plot = tag("g", pieces, class_="plot", **across.attributes("x"), **up.attributes("y"))
     return svg(width, height, message, plot)
+
+
+def _stacks(at: Sequence[int], parts: Mapping[str, Sequence[int]], across: Scale, up: Scale) -> list[Html]:
+    """The columns; as thick as the nearest two of them allow."""
+    nearest = min((b - a for a, b in pairwise(at)), default=across.high)
+    thick = max(2.0, min(34.0, 0.7 * (across(nearest) - across(0))))
+    found = []
+    for i, step in enumerate(at):
+        under = 0
+        for name, counts in parts.items():
+            low, high = up(under), up(under + counts[i])
+            under += counts[i]
+            if not counts[i]:
+                continue
+            words = {"data_key": f"support/calls/trained/{name}", "data_value": counts[i], "data_step": step}
+            place = {"x": f"{across(step) - thick / 2:.2f}", "y": f"{high:.2f}"}
+            size = {"width": f"{thick:.2f}", "height": f"{low - high:.2f}"}
+            title = tag("title", f"step {step}: {shown(counts[i])} {name}")
+            found.append(tag("rect", title, class_=f"bar {name}", **place, **size, **words))
+    return found

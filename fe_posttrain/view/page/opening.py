@@ -86,6 +86,7 @@ def _verdict(run: RunData) -> list[Html]:
     return [
         tag("p", claim, class_="claim"),
         tag("p", rest, class_="rest") if rest else None,
+        tag("p", f"Tracking stopped after this probe: {off}", class_="rest failed") if (off := _off(run)) else None,
         tag("div", tag("div", drawn, checks(report)), terms_table(report["verdict"], budget), class_="split"),
         tag("p", when, key, " ", draws(report), class_="key-line"),
     ]
@@ -146,7 +147,7 @@ def draws(report: Mapping) -> str:
 
 def _energy(run: RunData) -> list[Html]:
     """Where nothing was probed: start and end of F and its terms, and F over steps."""
-    why = run.summary.get("support", {}).get("off")
+    why = _off(run)
     if run.recipe.get("support") is False:
         told = "Support was not tracked (support: false), so this run says nothing about elicited or created."
     elif why:
@@ -160,6 +161,12 @@ def _energy(run: RunData) -> list[Html]:
         tag("p", told, class_="rest"),
         tag("div", drawn, ends_table(run), class_="split") if drawn else None,
     ]
+
+
+def _off(run: RunData) -> str | None:
+    """Why support was no longer tracked; None where it was to the end."""
+    told = run.events_named("support_off")
+    return told[-1].get("reason") if told else run.summary.get("support", {}).get("off")
 
 
 def ends_table(run: RunData) -> Html:
