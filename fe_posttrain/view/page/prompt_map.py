@@ -152,7 +152,7 @@ def _quadrants(primary: int, across: Scale, up: Scale) -> list[Html]:
         tag("text", "within reach, before and now", x=left, y=under, class_="quadrant"),
         tag("text", "fell out of reach", x=left, y=over, class_="quadrant"),
     ]
-    if across.end - across(reach) > 110:
+    if across.end - across(reach) > 96:
         found.append(tag("text", "came into reach", x=right, y=under, class_="quadrant end"))
         found.append(tag("text", "still out of reach", x=right, y=over, class_="quadrant end"))
     return found
