@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,7 +18,7 @@ _CERTIFIED = ("elicited", "created", "lost")
 
 def show(console: Console, report: Mapping, *, brief: bool = False) -> None:
     """Print one report; about 30 lines, and one more a family; `brief`: the claims alone."""
-    draws = "; ".join(f"{_draws(report['draws'][side])} of the {side}" for side in ("reference", "trained"))
+    draws = "; ".join(f"{shown_draws(report['draws'][side])} of the {side}" for side in ("reference", "trained"))
     console.print(f"[bold]Verdict[/bold] at B = {report['key']['budget']}, percentage points", highlight=False)
     _print(console, _verdict(report))
     console.print("[bold]Prompts by regime[/bold]")
@@ -65,7 +65,7 @@ def _verdict(report: Mapping) -> Table:
     for name in _TERMS:
         term = report["verdict"][name]
         style = "bold" if name in _CERTIFIED and term["low"] > 0 else ""
-        numbers = _value(name, term), _end(term["low"], math.floor), _end(term["high"], math.ceil)
+        numbers = shown_value(name, term), shown_end(term["low"], math.floor), shown_end(term["high"], math.ceil)
         table.add_row(name, *numbers, f"[dim]{meaning[name]}[/dim]", style=style)
     return table
 
@@ -102,20 +102,21 @@ def _ratios(report: Mapping) -> str:
 def _families(families: Mapping[str, Mapping]) -> Table:
     table = _table("family", "prompts", *_TERMS)
     for name, part in families.items():
-        points = [_value(term, part["verdict"][term]) for term in _TERMS]
+        points = [shown_value(term, part["verdict"][term]) for term in _TERMS]
         table.add_row(escape(name), str(part["prompts"]), *points)
     return table
 
 
-def _value(name: str, term: Mapping) -> str:
-    """A certified value is a lower end: rounded down."""
-    return _end(term["value"], math.floor if name in _CERTIFIED else round)
+def shown_value(name: str, term: Mapping) -> str:
+    """The value of a term of the verdict; a certified one is a lower end: rounded down."""
+    return shown_end(term["value"], math.floor if name in _CERTIFIED else round)
 
 
-def _end(points: float | None, rounded) -> str:
-    """One digit, rounded so that it claims no more than the number."""
+def shown_end(points: float | None, rounded: Callable[[float], int]) -> str:
+    """An end in percentage points, one digit, `rounded` (floor, ceil) so that it claims no more than the number."""
     return "" if points is None else f"{rounded(round(10 * points, 6)) / 10 + 0.0:.1f}"
 
 
-def _draws(side: Mapping[str, int]) -> str:
+def shown_draws(side: Mapping[str, int]) -> str:
+    """Draws of a prompt, least and most of a side of the report."""
     return f"{side['least']}" if side["least"] == side["most"] else f"{side['least']} to {side['most']}"
