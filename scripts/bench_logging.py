@@ -22,7 +22,7 @@ WATCHED = {  # class: where it is
     "Alarms": "fe_posttrain.training.alarms",
     "TerminalCallback": "fe_posttrain.view.terminal",
     "WandbCallback": "fe_posttrain.view.wandb_run",
-    "ReportCallback": "fe_posttrain.view.report",
+    "ReportCallback": "fe_posttrain.view.report_callback",
 }
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.yaml"
 
