@@ -38,7 +38,7 @@ from fe_posttrain.training.recording import RolloutSamples, RunRecorder
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view import terminal
+from fe_posttrain.view import ending, terminal
 from fe_posttrain.view.wandb_run import WandbCallback
 
 TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
@@ -118,14 +118,8 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
             result = summary(str(path), trainer, opened.folder, seconds, exact, support)
             opened.folder.write_json("samples.json", rows)
             opened.folder.write_json("summary.json", result)
-            console.print()
-            terminal.summarise(console, result, rows)
-    console.print(
-        f"{trainer.state.global_step} steps in {seconds:.1f} s; everything is in {args.output_dir}\n"
-        f"the model is in {model}; its README.md shows how to load it",
-        highlight=False,
-        soft_wrap=True,
-    )
+            ending.summarise(console, result, rows)
+    ending.farewell(console, opened.folder.path, model, steps=trainer.state.global_step, seconds=seconds)
     trainer.end()
     return Path(args.output_dir)
 
