@@ -20,6 +20,7 @@ from transformers import (
     PrinterCallback,
 )
 
+from fe_posttrain.recipe.cards import Cards
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
@@ -110,12 +111,15 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
     support = _support_callback(settings, data, console) if settings.support else None
-    seconds = _train(trainer, path, opened, recipe, [exact, support], console)
+    cards = Cards(trainer, data.example, equation(args))
+    seconds = _train(trainer, path, opened, recipe, [exact, support, cards], console)
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
-        model = save_final(trainer, data.example, equation(args), merge=settings.merge_adapter)
-        if args.process_index == 0:
-            result = summary(str(path), trainer, opened.folder, seconds, exact, support)
+        main = args.process_index == 0
+        result = summary(str(path), trainer, opened.folder, seconds, exact, support) if main else {}
+        merge = settings.merge_adapter
+        model = save_final(trainer, lambda: cards.for_model(result, merged=merge), merge=merge)
+        if main:
             opened.folder.write_json("samples.json", rows)
             opened.folder.write_json("summary.json", result)
             ending.summarise(console, result, rows)

@@ -83,7 +83,8 @@ def _samples(samples: list[Mapping], encoding: str) -> Table:
 
 def _energy(terms: Mapping[str, Mapping[str, float]]) -> Table:
     shown = [(column, terms[key]) for column, key in _ENERGY if key in terms]
-    table = numbers_table("mean over steps", *(column for column, _ in shown))
+    table = numbers_table("mean of steps", *(column for column, _ in shown))
+    table.columns[0].no_wrap = True
     for label, end in (("first tenth", "start"), ("last tenth", "end")):
         table.add_row(label, *(number(values[end]) for _, values in shown))
     return table
@@ -95,8 +96,8 @@ def _show_families(console: Console, exact: Mapping, support: Mapping) -> None:
     for exact_part, support_part in parts:
         if exact_part or support_part:
             about = ["exact p of held-out prompts"] * bool(exact_part)
-            about += ["verdict in points, each line at alpha by itself"] * bool(support_part)
-            console.print(f" [bold]Families[/bold], {'; '.join(about)}", highlight=False)
+            about += ["points, each line at alpha by itself"] * bool(support_part)
+            console.print(f" [bold]Families[/bold]: {'; '.join(about)}", highlight=False)
             _print(console, _families(exact_part, support_part))
 
 
