@@ -92,7 +92,7 @@ def _rewards(seen: Progress) -> Block:
 
 def _evaluation(seen: Progress) -> Block:
     keys = (("F", "eval_free_energy/total"), ("reward", "eval_reward"), ("loss", "eval_loss"))
-    return Block("evaluated", _values(seen, keys))
+    return Block("eval", _values(seen, keys))
 
 
 def _support(seen: Progress) -> list[Block]:

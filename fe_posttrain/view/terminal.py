@@ -15,7 +15,7 @@ from fe_posttrain.view.panel import Block, Panel, blocks
 from fe_posttrain.view.progress import Progress
 from fe_posttrain.view.text import number, one_line, probability
 
-REFRESH = 0.25  # seconds between two drawings, at least; the clock alone moves once a second
+REFRESH = 0.4  # seconds between two drawings, at least; the clock alone moves once a second
 REPORT = "report.html"
 
 # (label, logged key): the order in which a person asks.
@@ -83,8 +83,7 @@ class TerminalCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self._seen is not None:
-            self._seen.step = state.global_step
-            self._draw()
+            self._seen.step = state.global_step  # drawn with its row, or when the clock moves
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self._seen is None or not logs:
@@ -103,7 +102,8 @@ class TerminalCallback(TrainerCallback):
         self._seen.step = state.global_step
         self._seen.tell(state.global_step, event, content)
         if event == "alarm":
-            self._say(f"alarm at step {state.global_step}: {content['alarm']}: {content['message']}", "yellow")
+            message = one_line(content["message"])
+            self._say(f"alarm at step {state.global_step}: {content['alarm']}: {message}", "yellow")
         elif event == "fault":
             first = content["message"].splitlines()[0]
             self._say(f"fault at step {state.global_step}: {content['rows']} rows left out: {first}", "red")
@@ -119,7 +119,6 @@ class TerminalCallback(TrainerCallback):
         live, self._live = self._live, None
         if live is not None:
             try:
-                self._panel.body = self._blocks()
                 live.stop()
             finally:
                 for handler, stream in self._handlers:
@@ -127,10 +126,12 @@ class TerminalCallback(TrainerCallback):
                 self._handlers = []
 
     def _draw(self, at_once: bool = False) -> None:
+        if self._live is None:
+            return
+        self._panel.body = self._blocks()  # what is not drawn now is when the clock moves
         now = time.monotonic()
-        if self._live is not None and (at_once or now - self._drawn >= REFRESH):
+        if at_once or now - self._drawn >= REFRESH:
             self._drawn = now
-            self._panel.body = self._blocks()
             self._live.refresh()
 
     def _blocks(self) -> tuple[Block, ...]:
@@ -153,4 +154,4 @@ class TerminalCallback(TrainerCallback):
                 handler.setStream(proxies[id(handler.stream)])
 
     def _say(self, line: str, style: str = "") -> None:
-        self.console.print(one_line(line), style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
