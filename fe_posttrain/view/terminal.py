@@ -65,17 +65,6 @@ class TerminalCallback(TrainerCallback):
             return
         self._seen = Progress(state.global_step, state.max_steps, time.monotonic())
         self._report = Path(args.output_dir) / REPORT
-        if watches(self.console):
-            self._panel = Panel(self._seen, str(args.output_dir))
-            self._live = Live(
-                console=self.console,
-                get_renderable=lambda: self._panel,
-                refresh_per_second=1,
-                vertical_overflow="crop",
-                redirect_stderr=sys.stderr.isatty(),  # a file that errors are sent to shall have them
-            )
-            self._live.start(refresh=True)
-            self._redirect_handlers()
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         if self._seen is not None:
@@ -84,6 +73,8 @@ class TerminalCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         if self._seen is not None:
             self._seen.step = state.global_step  # drawn with its row, or when the clock moves
+            if self._panel is None and watches(self.console):
+                self._start(str(args.output_dir))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self._seen is None or not logs:
@@ -91,7 +82,7 @@ class TerminalCallback(TrainerCallback):
         self._seen.log(state.global_step, logs)
         self._draw()
         step, steps = state.global_step, state.max_steps
-        if self._live is None and "free_energy/total" in logs and (step == 1 or step % max(1, steps // 10) == 0):
+        if not watches(self.console) and "free_energy/total" in logs and (step == 1 or step % max(1, steps // 10) == 0):
             watched = [f"{label} {probability(p)}" for label, p in self._probabilities().items()]
             self._say(f"step {step}/{steps}  {'  '.join([progress_line(logs), *watched])}")
 
@@ -124,6 +115,19 @@ class TerminalCallback(TrainerCallback):
                 for handler, stream in self._handlers:
                     handler.setStream(stream)
                 self._handlers = []
+
+    def _start(self, title: str) -> None:
+        """Put the panel up: after the first step, when native libraries have said what they say to the terminal."""
+        self._panel = Panel(self._seen, title)
+        self._live = Live(
+            console=self.console,
+            get_renderable=lambda: self._panel,
+            refresh_per_second=1,
+            vertical_overflow="crop",
+            redirect_stderr=sys.stderr.isatty(),  # a file that errors are sent to shall have them
+        )
+        self._live.start(refresh=True)
+        self._redirect_handlers()
 
     def _draw(self, at_once: bool = False) -> None:
         if self._live is None:
