@@ -32,6 +32,7 @@ class Cards(TrainerCallback):
     def __init__(self, trainer: FreeEnergyTrainer, prompt: str | list[dict[str, str]], equation: str):
         self.trainer, self.prompt, self.equation = trainer, prompt, equation
         self.adapted = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
+        self.finished = False
         trainer.model_card = self.for_hub
 
     def save_checkpoint_files(self, folder: Path) -> None:
@@ -42,14 +43,15 @@ class Cards(TrainerCallback):
 
     def for_model(self, summary: Mapping[str, Any], *, merged: bool) -> str:
         """The card of the final model, in `model/` of the run folder."""
+        self.finished = True
         path = str(Path(self.trainer.args.output_dir) / "model")
         return self._card(path, self.adapted and not merged, summary=summary)
 
     def for_hub(self) -> str:
         """The card of what is pushed: the run folder, whose weights are those of the last save."""
-        state = self.trainer.state
-        step = state.global_step if state.global_step < state.max_steps else None
-        return self._card(self.trainer.hub_model_id, self.adapted, step=step, report="report.html")
+        summary = RunData(Path(self.trainer.args.output_dir)).summary if self.finished else None
+        step = None if self.finished else self.trainer.state.global_step
+        return self._card(self.trainer.hub_model_id, self.adapted, summary=summary, step=step, report="report.html")
 
     def _card(self, path: str, adapter: bool, *, summary: Mapping[str, Any] | None = None, **about: Any) -> str:
         args = self.trainer.args

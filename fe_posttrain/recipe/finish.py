@@ -30,7 +30,7 @@ def save_final(trainer: FreeEnergyTrainer, card: Callable[[], str], *, merge: bo
     run_folder = Path(trainer.args.output_dir)
     merge = merge and is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
     staged = run_folder / STAGED
-    trainer.save_model(str(staged))
+    trainer.save_model(str(staged), _internal_call=True)  # pushing comes when everything is in its place
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         for unwanted in NEVER_KEPT:

@@ -123,6 +123,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
             opened.folder.write_json("samples.json", rows)
             opened.folder.write_json("summary.json", result)
             ending.summarise(console, result, rows)
+    _push(trainer)
     ending.farewell(console, opened.folder.path, model, steps=trainer.state.global_step, seconds=seconds)
     trainer.end()
     return Path(args.output_dir)
@@ -146,6 +147,19 @@ def _as_not_saved(output_dir: str):
         found = newest_complete(output_dir).folder
         left = f"the newest checkpoint is {found}; make room and add --resume" if found else "no checkpoint is left"
         raise NotSaved(f"the final model was not saved: {failed_write(error)}; {left}") from error
+
+
+def _push(trainer: FreeEnergyTrainer) -> None:
+    """On request, when everything is saved."""
+    if not trainer.args.push_to_hub:
+        return
+    try:
+        trainer.push_to_hub("Model save", revision=trainer.args.hub_revision)
+    except OSError as error:  # the Hub's errors are of this kind
+        raise NotSaved(
+            f"push_to_hub: {str(error).splitlines()[0]}; everything is saved in {trainer.args.output_dir}; push it "
+            f"later with: hf upload {trainer.hub_model_id} {trainer.args.output_dir}/model"
+        ) from error
 
 
 def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:

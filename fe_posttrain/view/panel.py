@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from rich.cells import cell_len, chop_cells, set_cell_size
+from rich.cells import cell_len, chop_cells
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.style import Style
@@ -205,12 +205,11 @@ def _wrapped(text: str, room: int, most: int, ellipsis: str) -> list[str]:
 
 
 def _rule(title: str, width: int, ascii_only: bool) -> Span:
+    """The title in a line; of one that is too long, its end."""
     line = "-" if ascii_only else "─"
-    most = max(0, width - 6)
-    shown = title if cell_len(title) <= most else title[-most:] if most else ""
-    return set_cell_size(f"{line * 2} {shown} ", min(width, cell_len(shown) + 4)) + line * (
-        width - min(width, cell_len(shown) + 4)
-    ), DIM
+    most = width - 6
+    text = f"{line * 2} {title if len(title) <= most else title[len(title) - most :]} " if most > 0 else ""
+    return text + line * (width - cell_len(text)), DIM
 
 
 def _bar(step: int, steps: int, width: int, ascii_only: bool) -> list[Span]:

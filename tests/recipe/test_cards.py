@@ -7,10 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import HfApi, ModelCard
 
 from fe_posttrain.recipe import cards
-from fe_posttrain.recipe.launch import launch
+from fe_posttrain.recipe.launch import NotSaved, launch
 from fe_posttrain.training.checkpoints import damage
 
 ROOT = Path(__file__).parents[2]
@@ -38,9 +39,11 @@ def hub(monkeypatch):
     """The two calls that reach the network, and what they were given."""
     calls = []
 
-    def upload_folder(self, *, repo_id, folder_path, commit_message, **options):
+    def upload_folder(self, *, repo_id, folder_path, **options):
+        files = {path.relative_to(folder_path).as_posix() for path in Path(folder_path).rglob("*") if path.is_file()}
         text = (Path(folder_path) / "README.md").read_text()
-        calls.append(SimpleNamespace(repo=repo_id, message=commit_message, card=text))
+        settings = torch.load(Path(folder_path) / "training_args.bin", weights_only=False)
+        calls.append(SimpleNamespace(repo=repo_id, card=text, files=files, settings=settings, token=options["token"]))
         done = Future()
         done.set_result(None)
         return done
@@ -79,13 +82,16 @@ def test_two_runs_of_one_recipe_have_the_same_cards(tmp_path):
 
 
 def test_what_is_pushed_on_request_is_our_card(tmp_path, hub):
-    folder = run(tmp_path / "run", push_to_hub=True, hub_model_id="somebody/mine")
+    folder = run(tmp_path / "run", push_to_hub=True, hub_model_id="somebody/mine", hub_token="hf_secret")
     assert {call.repo for call in hub} == {"somebody/mine"} and len(hub) >= 2
     first, last = hub[0], hub[-1]
     assert "after step 1 of 2" in first.card and "a checkpoint" not in last.card
     for call in hub:
         assert "from_pretrained('somebody/mine'" in call.card and "F(pi) = 1 E[-reward]" in call.card
         assert "](report.html)" in call.card and str(folder) not in call.card
+        assert not any(name.startswith(".") for name in call.files)  # nothing that is still being written
+        assert call.token == "hf_secret" and call.settings.hub_token is None
+    assert "KL at end" in last.card  # of the summary
 
 
 def test_a_card_that_cannot_be_written_costs_its_numbers_and_no_weights(tmp_path, monkeypatch, caplog):
@@ -97,3 +103,13 @@ def test_a_card_that_cannot_be_written_costs_its_numbers_and_no_weights(tmp_path
     assert damage(folder / "checkpoint-2") is None and (folder / "model" / "model.safetensors").is_file()
     assert "F(pi) = 1 E[-reward]" in (folder / "model" / "README.md").read_text()
     assert "has no numbers: KeyError: 'beta'" in caplog.text
+
+
+def test_a_push_that_fails_at_the_end_says_that_everything_is_saved(tmp_path, hub, monkeypatch):
+    def unreachable(self, **_):
+        raise ConnectionError("no route to the Hub")
+
+    monkeypatch.setattr(HfApi, "upload_folder", unreachable)
+    with pytest.raises(NotSaved, match=r"push_to_hub: no route to the Hub; everything is saved in .*run; push it "):
+        run(tmp_path / "run", push_to_hub=True, hub_model_id="somebody/mine", save_strategy="no")
+    assert (tmp_path / "run" / "summary.json").is_file() and (tmp_path / "run" / "model" / "README.md").is_file()
