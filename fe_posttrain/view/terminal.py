@@ -42,8 +42,8 @@ def watches(console: Console) -> bool:
 class TerminalCallback(TrainerCallback):
     """A live panel on a terminal, plain lines every tenth of the run elsewhere; main process only.
 
-    Alarms, faults and what ends tracking are lines in either case, so that they stay to be read. While the panel
-    stands, whatever is printed, logged or warned appears above it.
+    Alarms and faults are lines in either case, so that they stay to be read. While the panel stands, whatever is
+    printed, logged or warned appears above it.
 
     Args:
         watched: logged keys of probabilities to show beside F, by label; they keep their last value between the
