@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,54 +11,38 @@ import torch
 from accelerate.utils import is_peft_model
 from transformers import AutoModelForCausalLM
 
+from fe_posttrain.recipe.cards import README
 from fe_posttrain.sequences import Decoding, sample
 from fe_posttrain.tasks import digits
 from fe_posttrain.training.checkpoints import NEVER_KEPT, discard
 from fe_posttrain.training.run import RunFolder
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view.snippet import load_snippet, model_readme
 
 SAMPLES_PER_FAMILY = 2
 STAGED = ".model"
 
 
-def save_final(trainer: FreeEnergyTrainer, prompt: str | list, equation: str, *, merge: bool) -> Path:
-    """Write `model/` whole: weights (safetensors), tokenizer and a README with a snippet. All processes call this.
+def save_final(trainer: FreeEnergyTrainer, card: Callable[[], str], *, merge: bool) -> Path:
+    """Write `model/` whole: weights (safetensors), tokenizer and the text of `card`. All processes call this.
 
     With `merge`, a LoRA adapter is merged into the weights, and `adapter/` keeps it as it was trained.
     """
     run_folder = Path(trainer.args.output_dir)
-    adapted = is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
-    _save(trainer, run_folder, "adapter" if adapted and merge else "model")
-    if trainer.accelerator.is_main_process:
-        if adapted and merge:
-            _save_merged(trainer, run_folder)
-        snippet = load_snippet(
-            str(run_folder / "model"),
-            prompt,
-            adapter=adapted and not merge,
-            tokens=trainer.args.max_completion_length if trainer.args.generates else 64,
-        )
-        (run_folder / "model" / "README.md").write_text(model_readme(snippet, equation))
-    trainer.accelerator.wait_for_everyone()
-    return run_folder / "model"
-
-
-def _save(trainer: FreeEnergyTrainer, run_folder: Path, name: str) -> None:
+    merge = merge and is_peft_model(trainer.accelerator.unwrap_model(trainer.model))
     staged = run_folder / STAGED
-    trainer.save_model(str(staged))
+    trainer.save_model(str(staged), _internal_call=True)  # pushing comes when everything is in its place
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         for unwanted in NEVER_KEPT:
             (staged / unwanted).unlink(missing_ok=True)
-        _move(staged, run_folder / name)
-
-
-def _save_merged(trainer: FreeEnergyTrainer, run_folder: Path) -> None:
-    staged = run_folder / STAGED
-    trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(staged)
-    trainer.processing_class.save_pretrained(staged)
-    _move(staged, run_folder / "model")
+        if merge:
+            _move(staged, run_folder / "adapter")
+            trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(staged)
+            trainer.processing_class.save_pretrained(staged)
+        (staged / README).write_text(card())
+        _move(staged, run_folder / "model")
+    trainer.accelerator.wait_for_everyone()
+    return run_folder / "model"
 
 
 def _move(staged: Path, place: Path) -> None:
@@ -92,7 +77,7 @@ def _first_and_last(metrics: Path) -> dict[str, dict[str, float]]:
     rows = [row for row in map(json.loads, lines) if "free_energy/total" in row]
     count = max(1, len(rows) // 10)
     found = {}
-    for key in ("total", "reward", "demonstration", "kl", "gap"):
+    for key in ("total", "optimum", "gap", "reward", "demonstration", "kl"):
         values = [row.get(f"free_energy/{key}") for row in rows]
         if rows and None not in values:
             found[key] = {"start": sum(values[:count]) / count, "end": sum(values[-count:]) / count}

@@ -20,6 +20,7 @@ from transformers import (
     PrinterCallback,
 )
 
+from fe_posttrain.recipe.cards import Cards
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
@@ -38,7 +39,7 @@ from fe_posttrain.training.recording import RolloutSamples, RunRecorder
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view import terminal
+from fe_posttrain.view import ending, terminal
 from fe_posttrain.view.wandb_run import WandbCallback
 
 TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
@@ -110,22 +111,20 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
     support = _support_callback(settings, data, console) if settings.support else None
-    seconds = _train(trainer, path, opened, recipe, [exact, support], console)
+    cards = Cards(trainer, data.example, equation(args))
+    seconds = _train(trainer, path, opened, recipe, [exact, support, cards], console)
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
-        model = save_final(trainer, data.example, equation(args), merge=settings.merge_adapter)
-        if args.process_index == 0:
-            result = summary(str(path), trainer, opened.folder, seconds, exact, support)
+        main = args.process_index == 0
+        result = summary(str(path), trainer, opened.folder, seconds, exact, support) if main else {}
+        merge = settings.merge_adapter
+        model = save_final(trainer, lambda: cards.for_model(result, merged=merge), merge=merge)
+        if main:
             opened.folder.write_json("samples.json", rows)
             opened.folder.write_json("summary.json", result)
-            console.print()
-            terminal.summarise(console, result, rows)
-    console.print(
-        f"{trainer.state.global_step} steps in {seconds:.1f} s; everything is in {args.output_dir}\n"
-        f"the model is in {model}; its README.md shows how to load it",
-        highlight=False,
-        soft_wrap=True,
-    )
+            ending.summarise(console, result, rows)
+    _push(trainer)
+    ending.farewell(console, opened.folder.path, model, steps=trainer.state.global_step, seconds=seconds)
     trainer.end()
     return Path(args.output_dir)
 
@@ -148,6 +147,19 @@ def _as_not_saved(output_dir: str):
         found = newest_complete(output_dir).folder
         left = f"the newest checkpoint is {found}; make room and add --resume" if found else "no checkpoint is left"
         raise NotSaved(f"the final model was not saved: {failed_write(error)}; {left}") from error
+
+
+def _push(trainer: FreeEnergyTrainer) -> None:
+    """On request, when everything is saved."""
+    if not trainer.args.push_to_hub:
+        return
+    try:
+        trainer.push_to_hub("Model save", revision=trainer.args.hub_revision)
+    except OSError as error:  # the Hub's errors are of this kind
+        raise NotSaved(
+            f"push_to_hub: {str(error).splitlines()[0]}; everything is saved in {trainer.args.output_dir}; push it "
+            f"later with: hf upload {trainer.hub_model_id} {trainer.args.output_dir}/model"
+        ) from error
 
 
 def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyConfig, ModelConfig]:

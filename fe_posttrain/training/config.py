@@ -140,6 +140,10 @@ class FreeEnergyConfig(GRPOConfig):
             self._satisfy_grouping()
         super().__post_init__()
 
+    def __getstate__(self) -> dict:
+        """Without the access token: transformers pickles its settings beside the weights, and pushes them."""
+        return vars(self) | {"hub_token": None}
+
     def _satisfy_grouping(self) -> None:
         """Pure SFT makes no groups; give GRPOConfig's divisibility checks numbers that they accept."""
         if self.num_generations_eval is None and self.per_device_eval_batch_size % self.num_generations:

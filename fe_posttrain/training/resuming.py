@@ -94,6 +94,11 @@ class Resumes(ShapesRollouts):
     def _get_output_dir(self, trial):
         return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Not while the checkpoint is staged: what is pushed in the background must not move."""
+        if self._staging is None:
+            super()._push_from_checkpoint(checkpoint_folder)
+
     def _save_checkpoint(self, model, trial) -> None:
         """Stage, describe, rename; an error of the file system costs this checkpoint and nothing else."""
         run_folder, step = Path(super()._get_output_dir(trial)), self.state.global_step
@@ -122,6 +127,8 @@ class Resumes(ShapesRollouts):
                     errors[0],
                 )
             tell(self, "checkpoint", name=None if errors else staged.name, error=errors[0] if errors else None)
+            if self.args.push_to_hub and not errors:
+                self._push_from_checkpoint(str(run_folder / staged.name))
         self.accelerator.wait_for_everyone()
 
     def _publish(self, staged: Path, run_folder: Path, step: int) -> list[str]:

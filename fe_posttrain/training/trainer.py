@@ -7,6 +7,7 @@ advantages); the demonstrations' term is added; one backward. TRL's methods are 
 """
 
 import logging
+from collections.abc import Callable
 
 from torch import Tensor
 from transformers import Trainer
@@ -17,6 +18,7 @@ from fe_posttrain.training.finite import require_finite_gradients, stop_unless_f
 from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
 from fe_posttrain.training.rewards import no_reward
+from fe_posttrain.training.run import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +98,7 @@ class FreeEnergyTrainer(Resumes):
             reference.disable_attention_dropout(self.model)
         if snapshot:
             reference.attach_snapshot(self)
+        self.model_card: Callable[[], str] | None = None
         self._set_up_rollouts()
         self._set_up_resuming()
         self._demonstrations = None
@@ -126,9 +129,16 @@ class FreeEnergyTrainer(Resumes):
             callback.bind(self)
 
     def create_model_card(self, *args, **kwargs):
-        """TRL writes a card into the run folder at every checkpoint; it is wanted where it is pushed."""
-        if self.args.push_to_hub:
+        """TRL writes a card into the run folder at every checkpoint; it is wanted where it is pushed.
+
+        `model_card`, where it is set, says what is pushed instead.
+        """
+        if not self.args.push_to_hub:
+            return
+        if self.model_card is None:
             super().create_model_card(*args, **kwargs)
+        elif self.is_world_process_zero():
+            RunFolder(self.args.output_dir, shared=True).write("README.md", self.model_card())
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)

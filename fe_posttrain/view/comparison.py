@@ -1,6 +1,5 @@
 """Several runs on one page: their verdicts beside each other, and their curves in the same axes."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from fe_posttrain.view.page.series import caption, line, message, unit_of
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.report import whole_page, write_page
 from fe_posttrain.view.support import shown_end, shown_value
+from fe_posttrain.view.text import ceiling, floor
 
 _SHOWN = (  # key -> title, whether 0 belongs on the axis
     ("free_energy/total", "F", False),
@@ -97,8 +97,8 @@ def _bounds(term: dict) -> list:
     """The interval of a term, where it has one; ends rounded towards caution."""
     if term["low"] is None and term["high"] is None:
         return []
-    low = data(term["low"], shown_end(term["low"], math.floor).replace("-", "−"))
-    return [low, " to ", data(term["high"], shown_end(term["high"], math.ceil).replace("-", "−"))]
+    low = data(term["low"], shown_end(term["low"], floor).replace("-", "−"))
+    return [low, " to ", data(term["high"], shown_end(term["high"], ceiling).replace("-", "−"))]
 
 
 def _keys_differ(keys: Sequence[dict]) -> Html | None:

@@ -1,4 +1,4 @@
-"""How to load and use the model that a run leaves, as a README beside it."""
+"""How to load and use the model that a run leaves, as Python for its card."""
 
 _PLAIN = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,8 +26,3 @@ def load_snippet(path: str, prompt: str | list[dict[str, str]], *, adapter: bool
     load = (_ADAPTER if adapter else _PLAIN).format(path=path)
     encode = _AS_TEXT if isinstance(prompt, str) else _AS_CHAT
     return load + _GENERATE.format(path=path, prompt=prompt, encode=encode, tokens=tokens)
-
-
-def model_readme(snippet: str, equation: str) -> str:
-    """The README.md of a saved model."""
-    return f"Trained by fe_posttrain on\n\n    {equation}\n\n```python\n{snippet}```\n"

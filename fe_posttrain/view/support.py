@@ -3,7 +3,6 @@
 `show` takes the dict that a support JSON holds.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 from rich.box import SIMPLE_HEAD
@@ -12,23 +11,24 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-_TERMS = ("gain", "elicited", "created", "undetermined", "lost")
+from fe_posttrain.view.text import ceiling, floor, nearest
+
+TERMS = ("gain", "elicited", "created", "undetermined", "lost")
 _CERTIFIED = ("elicited", "created", "lost")
 
 
-def show(console: Console, report: Mapping, *, brief: bool = False) -> None:
-    """Print one report; about 30 lines, and one more a family; `brief`: the claims alone."""
+def show(console: Console, report: Mapping) -> None:
+    """Print one report; about 30 lines, and one more a family."""
     draws = "; ".join(f"{shown_draws(report['draws'][side])} of the {side}" for side in ("reference", "trained"))
     console.print(f"[bold]Verdict[/bold] at B = {report['key']['budget']}, percentage points", highlight=False)
-    _print(console, _verdict(report))
+    _print(console, verdict_table(report))
     console.print("[bold]Prompts by regime[/bold]")
     _print(console, _regimes(report["calls"]))
-    if not brief:
-        console.print("[bold]Share of the gain that B draws of the reference explain[/bold] (as drawn; no claim)")
-        _print(console, _attribution(report))
-        console.print("[bold]Prompts solved at least once[/bold] (no claim), and what chance alone would show")
-        _print(console, _sightings(report))
-        console.print(f" {_ratios(report)}\n", highlight=False)
+    console.print("[bold]Share of the gain that B draws of the reference explain[/bold] (as drawn; no claim)")
+    _print(console, _attribution(report))
+    console.print("[bold]Prompts solved at least once[/bold] (no claim), and what chance alone would show")
+    _print(console, _sightings(report))
+    console.print(f" {_ratios(report)}\n", highlight=False)
     if report.get("families"):
         console.print("[bold]Families[/bold], percentage points, each line at alpha by itself")
         _print(console, _families(report["families"]))
@@ -43,7 +43,7 @@ def _print(console: Console, table: Table) -> None:
     console.print(Padding(table, (0, 0, 1, 1), expand=False), highlight=False)
 
 
-def _table(*columns: str) -> Table:
+def numbers_table(*columns: str) -> Table:
     """First column to the left, numbers to the right."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, name in enumerate(columns):
@@ -51,27 +51,32 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _verdict(report: Mapping) -> Table:
-    budget = report["key"]["budget"]
-    meaning = {
+def verdict_table(report: Mapping) -> Table:
+    """The terms of the verdict with their ends, percentage points, and what each means."""
+    meaning = meanings(report["key"]["budget"])
+    table = numbers_table("", "value", "low", "high")
+    table.add_column("")
+    for name in TERMS:
+        term = report["verdict"][name]
+        style = "bold" if name in _CERTIFIED and term["low"] > 0 else ""
+        numbers = shown_value(name, term), shown_end(term["low"], floor), shown_end(term["high"], ceiling)
+        table.add_row(name, *numbers, f"[dim]{meaning[name]}[/dim]", style=style)
+    return table
+
+
+def meanings(budget: int) -> dict[str, str]:
+    """Each term of the verdict in a few words."""
+    return {
         "gain": "trained less reference",
         "elicited": f"within reach of {budget} draws",
         "created": "out of their reach",
         "undetermined": "neither is certified",
         "lost": "the reference solves it more often",
     }
-    table = _table("", "value", "low", "high")
-    table.add_column("")
-    for name in _TERMS:
-        term = report["verdict"][name]
-        style = "bold" if name in _CERTIFIED and term["low"] > 0 else ""
-        numbers = shown_value(name, term), shown_end(term["low"], math.floor), shown_end(term["high"], math.ceil)
-        table.add_row(name, *numbers, f"[dim]{meaning[name]}[/dim]", style=style)
-    return table
 
 
 def _regimes(calls: Mapping[str, Mapping[str, int]]) -> Table:
-    table = _table("", *calls["reference"])
+    table = numbers_table("", *calls["reference"])
     for side, counts in calls.items():
         table.add_row(side, *(str(n) if n else "[dim]0[/dim]" for n in counts.values()))
     return table
@@ -79,7 +84,7 @@ def _regimes(calls: Mapping[str, Mapping[str, int]]) -> Table:
 
 def _attribution(report: Mapping) -> Table:
     half = report["b50"] if report["b50"] is not None else report.get("b50_above")
-    table = _table("B", *(str(row["budget"]) for row in report["attribution"]), "half at B")
+    table = numbers_table("B", *(str(row["budget"]) for row in report["attribution"]), "half at B")
     shares = ["-" if row["share"] is None else f"{row['share']:.2f}" for row in report["attribution"]]
     end = "-" if half is None else f"{half}" if report["b50"] is not None else f"> {half}"
     table.add_row("share", *shares, end)
@@ -87,10 +92,10 @@ def _attribution(report: Mapping) -> Table:
 
 
 def _sightings(report: Mapping) -> Table:
-    seen, floor = report["sightings"], report["null_floor"]
-    table = _table("", "by both", "reference only", "trained only", "by neither")
+    seen, chance = report["sightings"], report["null_floor"]
+    table = numbers_table("", "by both", "reference only", "trained only", "by neither")
     table.add_row("seen", *(str(seen[name]) for name in ("kept", "shrunk", "expanded", "out")))
-    table.add_row("by chance", "", f"{floor['shrunk']:.1f}", f"{floor['expanded']:.1f}", style="dim")
+    table.add_row("by chance", "", f"{chance['shrunk']:.1f}", f"{chance['expanded']:.1f}", style="dim")
     return table
 
 
@@ -100,21 +105,21 @@ def _ratios(report: Mapping) -> str:
 
 
 def _families(families: Mapping[str, Mapping]) -> Table:
-    table = _table("family", "prompts", *_TERMS)
+    table = numbers_table("family", "prompts", *TERMS)
     for name, part in families.items():
-        points = [shown_value(term, part["verdict"][term]) for term in _TERMS]
-        table.add_row(escape(name), str(part["prompts"]), *points)
+        values = [shown_value(term, part["verdict"][term]) for term in TERMS]
+        table.add_row(escape(name), str(part["prompts"]), *values)
     return table
 
 
 def shown_value(name: str, term: Mapping) -> str:
-    """The value of a term of the verdict; a certified one is a lower end: rounded down."""
-    return shown_end(term["value"], math.floor if name in _CERTIFIED else round)
+    """The value of a term; a certified one is a lower end, rounded down."""
+    return shown_end(term["value"], floor if name in _CERTIFIED else nearest)
 
 
-def shown_end(points: float | None, rounded: Callable[[float], int]) -> str:
-    """An end in percentage points, one digit, `rounded` (floor, ceil) so that it claims no more than the number."""
-    return "" if points is None else f"{rounded(round(10 * points, 6)) / 10 + 0.0:.1f}"
+def shown_end(value: float | None, rounded: Callable[[float], str]) -> str:
+    """An end in percentage points by `text.floor` or `text.ceiling`, so that it claims no more than the number."""
+    return "" if value is None else rounded(value)
 
 
 def shown_draws(side: Mapping[str, int]) -> str:

@@ -1,15 +1,22 @@
-"""The terminal: a progress line with F and its terms, sample completions, a final table with start and end."""
+"""The terminal while a run trains: a panel that stays at its foot, or plain lines where nobody watches."""
 
+import logging
+import os
+import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column, Table
+from rich.live import Live
 from transformers import TrainerCallback
 
-from fe_posttrain.view import support
+from fe_posttrain.view.panel import Block, Panel, blocks
+from fe_posttrain.view.progress import Progress
+from fe_posttrain.view.text import number, one_line, probability
+
+REFRESH = 0.4  # seconds between two drawings, at least; the clock alone moves once a second
+REPORT = "report.html"
 
 # (label, logged key): the order in which a person asks.
 _SHOWN = (
@@ -23,94 +30,132 @@ _SHOWN = (
 
 def progress_line(logs: Mapping[str, float]) -> str:
     """F and its terms as one line, leaving out what a run does not have."""
-    return "  ".join(f"{label} {logs[key]:.3f}" for label, key in _SHOWN if logs.get(key) is not None)
+    return "  ".join(f"{label} {number(logs[key])}" for label, key in _SHOWN if logs.get(key) is not None)
+
+
+def watches(console: Console) -> bool:
+    """Whether somebody looks at a terminal that can move its cursor: no pipe, no TERM=dumb, no CI."""
+    in_ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return console.is_interactive and not console.is_dumb_terminal and not in_ci
 
 
 class TerminalCallback(TrainerCallback):
-    """A live bar on a terminal, a plain line every tenth of the run elsewhere; main process only.
+    """A live panel on a terminal, plain lines every tenth of the run elsewhere; main process only.
 
-    `watched`: logged keys to show beside F, by label; they keep their last value between the steps that log them.
+    Alarms and faults are lines in either case, so that they stay to be read. While the panel stands, whatever is
+    printed, logged or warned appears above it.
+
+    Args:
+        watched: logged keys of probabilities to show beside F, by label; they keep their last value between the
+            steps that log them.
     """
 
     def __init__(self, console: Console, watched: Mapping[str, str]):
         self.console = console
         self.watched = watched
-        self._seen: dict[str, float] = {}
-        self._progress: Progress | None = None
-        self._task = None
+        self._seen: Progress | None = None
+        self._panel: Panel | None = None
+        self._live: Live | None = None
+        self._handlers: list[tuple[logging.StreamHandler, object]] = []
+        self._drawn = 0.0
+        self._report: Path | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
-        if self.console.is_terminal:
-            columns = (
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-            )
-            self._progress = Progress(*columns, console=self.console, expand=True)
-            self._task = self._progress.add_task("", total=state.max_steps, completed=state.global_step)
-            self._progress.start()
+        self._seen = Progress(state.global_step, state.max_steps, time.monotonic())
+        self._report = Path(args.output_dir) / REPORT
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        if self._seen is not None:
+            self._seen.begin_step(time.monotonic())
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, completed=state.global_step)
+        if self._seen is not None:
+            self._seen.step = state.global_step  # drawn with its row, or when the clock moves
+            if self._panel is None and watches(self.console):
+                self._start(str(args.output_dir))
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        logs = logs or {}
-        self._seen |= {label: logs[key] for label, key in self.watched.items() if key in logs}
-        if not (state.is_world_process_zero and "free_energy/total" in logs):
+        if self._seen is None or not logs:
             return
-        watched = [f"{label} {_probability(value)}" for label, value in self._seen.items()]
-        line = "  ".join([progress_line(logs), *watched])
-        if self._progress is not None:
-            self._progress.update(self._task, description=line)
-        elif state.global_step == 1 or state.global_step % max(1, state.max_steps // 10) == 0:
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {line}", highlight=False, soft_wrap=True)
+        self._seen.log(state.global_step, logs)
+        self._draw()
+        step, steps = state.global_step, state.max_steps
+        if not watches(self.console) and "free_energy/total" in logs and (step == 1 or step % max(1, steps // 10) == 0):
+            watched = [f"{label} {probability(p)}" for label, p in self._probabilities().items()]
+            self._say(f"step {step}/{steps}  {'  '.join([progress_line(logs), *watched])}")
+
+    def on_event(self, args, state, control, event: str, content: Mapping) -> None:
+        """Alarms and faults become lines; whoever probes or saves has its own."""
+        if self._seen is None:
+            return
+        self._seen.step = state.global_step
+        self._seen.tell(state.global_step, event, content)
+        if event == "alarm":
+            message = one_line(content["message"])
+            self._say(f"alarm at step {state.global_step}: {content['alarm']}: {message}", "yellow")
+        elif event == "fault":
+            first = content["message"].splitlines()[0]
+            self._say(f"fault at step {state.global_step}: {content['rows']} rows left out: {first}", "red")
+        self._draw(at_once=event != "rollouts")
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        """A run that ends as it should leaves no panel: its summary follows."""
+        if self._live is not None:
+            self._live.transient = state.global_step >= state.max_steps
 
     def close(self) -> None:
         """Leave the terminal as it was found; whoever trains calls this also when training fails."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        live, self._live = self._live, None
+        if live is not None:
+            try:
+                live.stop()
+            finally:
+                for handler, stream in self._handlers:
+                    handler.setStream(stream)
+                self._handlers = []
 
+    def _start(self, title: str) -> None:
+        """Put the panel up: after the first step, when native libraries have said what they say to the terminal."""
+        self._panel = Panel(self._seen, title)
+        self._live = Live(
+            console=self.console,
+            get_renderable=lambda: self._panel,
+            refresh_per_second=1,
+            vertical_overflow="crop",
+            redirect_stderr=sys.stderr.isatty(),  # a file that errors are sent to shall have them
+        )
+        self._live.start(refresh=True)
+        self._redirect_handlers()
 
-def summarise(console: Console, summary: Mapping, samples: list[Mapping]) -> None:
-    """What a person wants to know when a run ends: samples, F and its terms, exact p per family."""
-    if samples:
-        columns = ("family", "prompt", "before", "after", "right answer")
-        rows = [
-            (row["family"], row["prompt"], _marked(row, "before"), _marked(row, "after"), row["answer"])
-            for row in samples
-        ]
-        _table(console, "Sample completions of held-out prompts", columns, rows)
-    if summary["free_energy"]:
-        rows = [(term, f"{v['start']:.4f}", f"{v['end']:.4f}") for term, v in summary["free_energy"].items()]
-        _table(console, "Free energy: mean of the first and of the last tenth of steps", ("term", "start", "end"), rows)
-    if summary["families"]:
-        rows = [(name, _probability(v["start"]), _probability(v["end"])) for name, v in summary["families"].items()]
-        _table(console, "Exact probability of a correct completion, held-out prompts", ("family", "start", "end"), rows)
-    if off := summary["support"].get("off"):
-        console.print(f"support was not tracked to the end: {escape(off)}", highlight=False)
-    elif summary["support"]:
-        support.show(console, summary["support"], brief=True)
+    def _draw(self, at_once: bool = False) -> None:
+        if self._live is None:
+            return
+        self._panel.body = self._blocks()  # what is not drawn now is when the clock moves
+        now = time.monotonic()
+        if at_once or now - self._drawn >= REFRESH:
+            self._drawn = now
+            self._live.refresh()
 
+    def _blocks(self) -> tuple[Block, ...]:
+        return blocks(self._seen, self._probabilities(), str(self._report) if self._report.is_file() else "")
 
-def _table(console: Console, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="right" if name in ("start", "end") else "left")
-    for row in rows:
-        table.add_row(*row)
-    console.print(f"[bold]{title}[/bold]")
-    console.print(table)
+    def _probabilities(self) -> dict[str, float]:
+        return {label: self._seen.last[key] for label, key in self.watched.items() if key in self._seen.last}
 
+    def _redirect_handlers(self) -> None:
+        """Loggers that were given the terminal before the panel stood write above it, too."""
+        proxies = {}
+        for proxy, real in ((sys.stdout, sys.__stdout__), (sys.stderr, sys.__stderr__)):
+            original = getattr(proxy, "rich_proxied_file", None)
+            if original is not None:
+                proxies |= {id(original): proxy, id(real): proxy}
+        loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+        for handler in {handler for logger in loggers for handler in logger.handlers}:
+            if isinstance(handler, logging.StreamHandler) and id(handler.stream) in proxies:
+                self._handlers.append((handler, handler.stream))
+                handler.setStream(proxies[id(handler.stream)])
 
-def _marked(row: Mapping, end: str) -> str:
-    return f"{escape(row[end])} {'[green]✓[/green]' if row[f'{end}_correct'] else '[red]✗[/red]'}"
-
-
-def _probability(p: float) -> str:
-    return f"{p:.3f}" if p >= 1e-3 else f"{p:.0e}"
+    def _say(self, line: str, style: str = "") -> None:
+        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,5 @@
 """The first screen: what the run was, the verdict with its bounds and checks, and one figure."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,8 @@ from fe_posttrain.view.page.energy import total_lines
 from fe_posttrain.view.page.markup import Html, data, figure, join, table, tag
 from fe_posttrain.view.page.series import over_steps
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.support import shown_draws, shown_end, shown_value
+from fe_posttrain.view.support import meanings, shown_draws, shown_end, shown_value
+from fe_posttrain.view.text import ceiling, floor
 
 TERMS = ("gain", "elicited", "created", "undetermined", "lost")
 KEYS = {name: f"support/{name}{'' if name in ('gain', 'undetermined') else '_low'}" for name in TERMS}
@@ -101,20 +101,13 @@ def spoken(sentence: str) -> tuple[str, str, str]:
 
 def terms_table(verdict: Mapping[str, Mapping], budget: int) -> Html:
     """Terms with their bounds; certified ends are rounded towards caution."""
-    meaning = {
-        "gain": "current less reference",
-        "elicited": f"within reach of {budget} draws",
-        "created": "out of their reach",
-        "undetermined": "neither is certified",
-        "lost": "the reference is better",
-    }
-    rows = []
+    meaning, rows = meanings(budget), []
     for name in TERMS:
         term = verdict[name]
         value = data(term["value"], _minus(shown_value(name, term)), data_key=KEYS[name])
         ends = [
             data(term[end], _minus(shown_end(term[end], rounded)))
-            for end, rounded in (("low", math.floor), ("high", math.ceil))
+            for end, rounded in (("low", floor), ("high", ceiling))
         ]
         label = [tag("i", class_=f"key bar {name}"), name, tag("small", meaning[name])]
         rows.append([tag("span", label, class_="term"), value, *ends])
