@@ -18,6 +18,7 @@
     support_tail   tails raised by RL: certified from the policy's own draws              (about 3 CPU-minutes)
     support_displacement   windows and closure against exact p, an injected change        (about 4 CPU-minutes)
     support_barrier   created points certified, exact ones covered, 20 repeats            (about 6 CPU-minutes)
+    alarms         false alarms on healthy runs, each alarm on a run made to deserve it   (about 15 CPU-minutes)
     support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
@@ -40,7 +41,7 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
     **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
     "support_displacement": "support_displacement",
-    **{name: name for name in ("worlds", "adaptive", "null_worlds")},
+    **{name: name for name in ("worlds", "adaptive", "null_worlds", "alarms")},
 }
 
 

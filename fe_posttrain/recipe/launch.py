@@ -31,6 +31,7 @@ from fe_posttrain.tasks import chain_sum, digits, gsm8k
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
 from fe_posttrain.tracking.callback import SupportCallback
+from fe_posttrain.training.alarms import Alarms
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.optimizer import check_optimizer
@@ -67,6 +68,10 @@ class Stopped(Exception):
         self.signal = signal
 
 
+class StoppedByAlarm(Exception):
+    """An alarm that the recipe names in `stop_on_alarm` ended the run early, after a checkpoint."""
+
+
 class NotSaved(Exception):
     """The run is done and its result could not be written; the message says what is left."""
 
@@ -77,6 +82,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     Raises:
         RecipeError: the recipe cannot be run; the message is for the person who wrote it.
         Stopped: a signal ended the run early.
+        StoppedByAlarm: an alarm of `stop_on_alarm` did.
         NotSaved: no room for the final model.
     """
     options = options or Options()
@@ -110,7 +116,8 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     trainer.checkpoint_notes = {"recipe": recipe}
     exact = _exact_callback(settings, trainer, model_path) if testbed else None
     support = _support_callback(settings, data, console) if settings.support else None
-    seconds = _train(trainer, path, opened, recipe, [exact, support], console)
+    alarms = _alarms(settings, console) if settings.alarms else None
+    seconds = _train(trainer, path, opened, recipe, [exact, support, alarms], console)
     with _as_not_saved(args.output_dir):
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
         model = save_final(trainer, data.example, equation(args), merge=settings.merge_adapter)
@@ -248,11 +255,13 @@ def _train(
     measuring: list,
     console: Console,
 ) -> float:
-    """Train until the end, or until a signal; returns the seconds that it took.
+    """Train until the end, or until a signal or an alarm; returns the seconds that it took.
 
     Raises:
         Stopped: after the checkpoint that a signal asked for.
+        StoppedByAlarm: after the checkpoint that an alarm asked for.
     """
+    alarms = next((callback for callback in measuring if isinstance(callback, Alarms)), None)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, soft_wrap=True)
@@ -272,16 +281,18 @@ def _train(
         for callback in filter(None, callbacks):
             trainer.add_callback(callback)
         signals = closing.enter_context(StopSignals(say))
-        trainer.stop_requested = signals.requested
+        trainer.stop_requested = lambda: signals.requested() or bool(alarms and alarms.stopping)
         started = time.time()
         trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
     if trainer.stopped_early:
         state = trainer.state
-        raise Stopped(
-            signals.received or signal.SIGTERM,  # another process may have been the one that was asked
+        ended = (
             f"stopped after step {state.global_step} of {state.max_steps}; to continue: "
-            f"--config {path} --output_dir {trainer.args.output_dir} --resume",
+            f"--config {path} --output_dir {trainer.args.output_dir} --resume"
         )
+        if alarm := broadcast_object_list([alarms and alarms.stopping])[0]:  # the main process hears them
+            raise StoppedByAlarm(f"{alarm}\n{ended}")
+        raise Stopped(signals.received or signal.SIGTERM, ended)  # another process may have been asked
     return time.time() - started
 
 
@@ -311,6 +322,10 @@ def _support_callback(settings: RunSettings, data: Data, console: Console) -> Su
         settings=settings,
         say=lambda line: console.print(line, highlight=False, soft_wrap=True),
     )
+
+
+def _alarms(settings: RunSettings, console: Console) -> Alarms:
+    return Alarms(settings.stop_on_alarm, say=lambda line: console.print(line, highlight=False, soft_wrap=True))
 
 
 def _dry_run(
