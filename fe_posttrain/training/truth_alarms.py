@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fe_posttrain.training.drift_alarms import SUCCESS
-from fe_posttrain.training.series import FIRST, ROWS, Finding, Series
+from fe_posttrain.training.series import ROWS, Finding, Series
 
 GAIN_HIGH = "probe/gain_high"  # upper end of support/gain, from the event of the probe
 
@@ -66,9 +66,9 @@ class SupportCollapse:
 class VerifierExploitation:
     """The training reward rises, and what it should stand for does not.
 
-    d is the reward's rise (24 newest rows above the first 8) in units of its spread within a batch at the start. It
-    is clear when d >= .5 and beyond 4 standard errors; a 0/1 reward then gains about 50 d points. Fires while it is
-    clear and
+    d is the reward's rise (24 newest rows above the first 8) in units of its largest spread within a batch (of the
+    start's it would be huge where the start is rare success). It is clear when d >= .5 and beyond 4 standard errors; a
+    0/1 reward then gains about 50 d points. Fires while it is clear and
 
     * 24 rows running, the share of correct rollouts is up by less than 5 d points (never, where `support_signal` is
       the reward itself);
@@ -77,7 +77,7 @@ class VerifierExploitation:
     """
 
     name: ClassVar[str] = "verifier_exploitation"
-    needs: ClassVar[str] = "a reward beside support: true with support_steps, or the testbed's exact values"
+    needs: ClassVar[str] = "a reward beside probes in mid-run (support_steps) or a support_signal of its own"
     advice: ClassVar[str] = "read the sampled completions and mend the reward before you go on"
     effect: ClassVar[float] = 0.5  # of a batch's spread: less may be the first easy things
     errors: ClassVar[float] = 4.0
@@ -88,7 +88,8 @@ class VerifierExploitation:
 
     reward: Series = field(default_factory=Series)
     correct: Series = field(default_factory=Series)
-    spread: float = 0.0  # mean of the first rows' `reward_std`
+    spread: float = 0.0  # largest `reward_std`
+    same: bool = True  # whether reward and share of correct rollouts are one number so far
     testbed_start: float = -1.0  # mean exact p; negative before it is known
     bound: float = 0.0
     still: list[int] = field(default_factory=lambda: [0, 0, 0])  # how long each of the three holds
@@ -98,10 +99,10 @@ class VerifierExploitation:
     def see(self, step: int, row: Mapping[str, float]) -> Finding | None:
         if "reward" in row:
             self.reward.add(step, row["reward"])
-            if self.reward.seen <= FIRST:
-                self.spread += row.get("reward_std", 0.0) / FIRST
+            self.spread = max(self.spread, row.get("reward_std", 0.0))
         if SUCCESS in row:
             self.correct.add(step, row[SUCCESS])
+            self.same = self.same and abs(row[SUCCESS] - row.get("reward", row[SUCCESS])) < 1e-6
         gain = self._gain(row)
         if not self.reward.ready:
             return None
@@ -116,8 +117,8 @@ class VerifierExploitation:
         if floor is not None and self.correct.full:
             passing = min(1.0, floor / max(self.correct.mean, 1e-9))
             self._count(2, step, clear and passing >= self.guessed and floor > self.least_floor, passing)
-        if gain is None and SUCCESS not in row:
-            return None
+        if gain is None and (self.same or SUCCESS not in row):
+            return None  # nothing that could speak against the reward
         kind = self._kind
         threshold = self.guessed if kind == 2 else self.bound
         return Finding(kind is not None, not any(self.still), self.shown[kind or 0], threshold, self.since[kind or 0])

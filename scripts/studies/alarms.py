@@ -10,7 +10,7 @@ from studies.alarm_runs import DESERVED, Plan, deserved, healthy, train
 from fe_posttrain.training.alarms import KINDS, Alarms
 
 logger = logging.getLogger("fe_posttrain.training.alarms")
-TUNING_SEEDS = range(1000, 1016)  # thresholds were looked for on these
+TUNING_SEEDS = range(1000, 1008)  # thresholds were looked for on 1000 to 1031; so many of them are made again
 BAR = 1.0  # false alarms per 1,000 healthy steps
 
 
@@ -55,7 +55,8 @@ def alarms(seeds: int = 72) -> dict:
         "what": "alarms while a FreeEnergyTrainer trains on the testbed. Healthy: settings of the recipes quickstart, "
         "rl, mixture and sft with learning rate, beta, batch, group, length, steps and reward noise drawn by seed, "
         "support probed every 20 steps in half of the runs; an alarm watches a step if the run logs what it needs. "
-        "Thresholds were chosen on the tuning seeds; the counted seeds are others. Deserved: step at which each alarm "
+        "Thresholds were chosen on seeds 1000 to 1031, of which `tuning` is the first quarter; the counted seeds are "
+        "others. Deserved: step at which each alarm "
         "first went off, null where it did not",
         "bar": f"at most {BAR:g} false alarm of each kind per 1,000 steps that it watches; own alarm in every "
         "deserved run",
