@@ -39,7 +39,7 @@ class Series:
         steps: of the window's rows.
         seen: rows so far.
         mean, start: of the window, and of the first rows.
-        highest_row, lowest_row: extremes of single rows.
+        highest_row: of single rows.
         highest, lowest: extremes of the means of full windows.
     """
 
@@ -51,7 +51,6 @@ class Series:
     mean: float = 0.0
     start: float = 0.0
     highest_row: float = -math.inf
-    lowest_row: float = math.inf
     highest: float = -math.inf
     lowest: float = math.inf
 
@@ -66,7 +65,7 @@ class Series:
         self.steps.append(step)
         del self.last[: -self.rows], self.steps[: -self.rows]
         self.mean = sum(self.last) / len(self.last)
-        self.highest_row, self.lowest_row = max(self.highest_row, value), min(self.lowest_row, value)
+        self.highest_row = max(self.highest_row, value)
         if self.full:
             self.highest, self.lowest = max(self.highest, self.mean), min(self.lowest, self.mean)
 

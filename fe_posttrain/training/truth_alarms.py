@@ -117,7 +117,7 @@ class VerifierExploitation:
         if floor is not None and self.correct.full:
             passing = min(1.0, floor / max(self.correct.mean, 1e-9))
             self._count(2, step, clear and passing >= self.guessed and floor > self.least_floor, passing)
-        if gain is None and (self.same or SUCCESS not in row):
+        if gain is None and floor is None and (self.same or SUCCESS not in row):
             return None  # nothing that could speak against the reward
         kind = self._kind
         threshold = self.guessed if kind == 2 else self.bound
