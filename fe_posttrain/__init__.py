@@ -8,13 +8,14 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _WHERE = {
+    "Alarms": "fe_posttrain.training.alarms",
     "FreeEnergyConfig": "fe_posttrain.training.config",
     "FreeEnergyTrainer": "fe_posttrain.training.trainer",
     "SupportCallback": "fe_posttrain.tracking.callback",
     "SupportSettings": "fe_posttrain.tracking.settings",
 }
 
-__all__ = ["FreeEnergyConfig", "FreeEnergyTrainer", "SupportCallback", "SupportSettings"]
+__all__ = ["Alarms", "FreeEnergyConfig", "FreeEnergyTrainer", "SupportCallback", "SupportSettings"]
 
 
 def __getattr__(name: str):

@@ -18,6 +18,7 @@
     support_tail   tails raised by RL: certified from the policy's own draws              (about 3 CPU-minutes)
     support_displacement   windows and closure against exact p, an injected change        (about 4 CPU-minutes)
     support_barrier   created points certified, exact ones covered, 20 repeats            (about 6 CPU-minutes)
+    alarms         false alarms on healthy runs, each alarm on a run made to deserve it   (about 15 CPU-minutes)
     support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
     mirror         wandb beside a run: the quick start read back, kills and replays, no server (about 6 CPU-minutes)
     report_page    report.html of two runs in a browser: errors, requests, width, size    (about 3 CPU-minutes)
@@ -42,7 +43,7 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
     **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
     "support_displacement": "support_displacement",
-    **{name: name for name in ("worlds", "adaptive", "null_worlds", "mirror", "report_page")},
+    **{name: name for name in ("worlds", "adaptive", "null_worlds", "alarms", "mirror", "report_page")},
 }
 
 

@@ -8,8 +8,8 @@
 Every key of a recipe can be overridden as `--key value`, the value read as YAML; recipes/README.md explains them and
 --schema lists all.
 
-Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped because a reward failed, a term of F or a gradient
-was not finite, or the final model could not be written, 128 + N stopped by signal N after a checkpoint.
+Exit codes: 0 trained, 2 the recipe cannot be run, 3 stopped: a reward failed, a term of F or a gradient was not
+finite, an alarm of stop_on_alarm, or no room for the final model; 128 + N stopped by signal N after a checkpoint.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def main() -> int:
         print(json.dumps(schema(), indent=2, ensure_ascii=False))
         return 0
 
-    from fe_posttrain.recipe.launch import NotSaved, Options, Stopped, launch
+    from fe_posttrain.recipe.launch import NotSaved, Options, Stopped, StoppedByAlarm, launch
     from fe_posttrain.recipe.reading import RecipeError
     from fe_posttrain.training.reward_faults import RewardError
 
@@ -59,7 +59,7 @@ def main() -> int:
         launch(words.config, overrides, options)
     except RecipeError as error:
         return _leave(f"The recipe cannot be run:\n{error}", 2)
-    except (FloatingPointError, RewardError, NotSaved) as error:
+    except (FloatingPointError, RewardError, StoppedByAlarm, NotSaved) as error:
         return _leave(f"The run was stopped:\n{error}", 3)
     except Stopped as stopped:
         return _leave(str(stopped), 128 + stopped.signal)

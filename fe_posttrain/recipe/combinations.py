@@ -22,6 +22,7 @@ _NEEDS = {
     "dataloader_persistent_workers": ("dataloader_num_workers", "1"),
     "log_completions_hub_repo": ("log_completions", "true"),
     "hub_model_id": ("push_to_hub", "true"),
+    "stop_on_alarm": ("alarms", "true"),
     **{f.name: ("support", "true") for f in fields(SupportSettings) if f.name != "support"},
 }
 _PACKAGES = {"use_vllm": "vllm", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}

@@ -4,8 +4,9 @@ import logging
 import os
 import signal
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,14 +14,8 @@ import transformers
 from accelerate.utils import broadcast_object_list
 from peft import get_peft_model
 from rich.console import Console
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PrinterCallback,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from fe_posttrain.recipe.cards import Cards
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
@@ -28,19 +23,16 @@ from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, r
 from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
 from fe_posttrain.recipe.settings import TESTBED, RunSettings
+from fe_posttrain.recipe.watching import Watchers, watch
 from fe_posttrain.tasks import chain_sum, digits, gsm8k
-from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tasks.pretraining import reference_model
-from fe_posttrain.tracking.callback import SupportCallback
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.optimizer import check_optimizer
-from fe_posttrain.training.recording import RolloutSamples, RunRecorder
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view import ending, terminal
-from fe_posttrain.view.wandb_run import WandbCallback
+from fe_posttrain.view import ending
 
 TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
 
@@ -68,6 +60,10 @@ class Stopped(Exception):
         self.signal = signal
 
 
+class StoppedByAlarm(Exception):
+    """An alarm that the recipe names in `stop_on_alarm` ended the run early, after a checkpoint."""
+
+
 class NotSaved(Exception):
     """The run is done and its result could not be written; the message says what is left."""
 
@@ -78,6 +74,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     Raises:
         RecipeError: the recipe cannot be run; the message is for the person who wrote it.
         Stopped: a signal ended the run early.
+        StoppedByAlarm: an alarm of `stop_on_alarm` did.
         NotSaved: no room for the final model.
     """
     options = options or Options()
@@ -109,19 +106,18 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     for line in [equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}
-    exact = _exact_callback(settings, trainer, model_path) if testbed else None
-    support = _support_callback(settings, data, console) if settings.support else None
-    cards = Cards(trainer, data.example, equation(args))
-    seconds = _train(trainer, path, opened, recipe, [exact, support, cards], console)
+    watchers = watch(trainer, settings, data, model_path if testbed else None, equation(args), console)
+    seconds = _train(trainer, path, opened, recipe, watchers, console)
     with _as_not_saved(args.output_dir):
-        rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and args.process_index == 0 else []
-        main = args.process_index == 0
-        result = summary(str(path), trainer, opened.folder, seconds, exact, support) if main else {}
+        main, exact = args.process_index == 0, watchers.exact
+        rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and main else []
+        result = summary(str(path), trainer, opened.folder, seconds, exact, watchers.support) if main else {}
         merge = settings.merge_adapter
-        model = save_final(trainer, lambda: cards.for_model(result, merged=merge), merge=merge)
+        model = save_final(trainer, lambda: watchers.cards.for_model(result, merged=merge), merge=merge)
         if main:
             opened.folder.write_json("samples.json", rows)
             opened.folder.write_json("summary.json", result)
+            watchers.reports.write()
             ending.summarise(console, result, rows)
     _push(trainer)
     ending.farewell(console, opened.folder.path, model, steps=trainer.state.global_step, seconds=seconds)
@@ -253,76 +249,29 @@ def _trainer(
 
 
 def _train(
-    trainer: FreeEnergyTrainer,
-    path: str,
-    opened: Opened,
-    recipe: dict,
-    measuring: list,
-    console: Console,
+    trainer: FreeEnergyTrainer, path: str, opened: Opened, recipe: dict, watchers: Watchers, console: Console
 ) -> float:
-    """Train until the end, or until a signal; returns the seconds that it took.
+    """Train until the end, or until a signal or an alarm; returns the seconds that it took.
 
     Raises:
         Stopped: after the checkpoint that a signal asked for.
+        StoppedByAlarm: after the checkpoint that an alarm asked for.
     """
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, soft_wrap=True)
-
-    families = [*recipe["prompts"], *recipe["demonstrations"]]
-    progress = terminal.TerminalCallback(console, {f"p({name})": f"testbed/p/{name}" for name in families})
-    trainer.remove_callback(PrinterCallback)
-    with ExitStack() as closing:
-        closing.callback(progress.close)
-        callbacks = [*measuring, RolloutSamples(recipe["support_tag"])]
-        if trainer.accelerator.is_main_process:
-            recorder = closing.enter_context(RunRecorder(opened.folder))
-            callbacks.insert(0, recorder)  # first: what others read must be written
-            callbacks.append(progress)
-            if "wandb" in recipe["report_to"]:
-                callbacks.append(closing.enter_context(WandbCallback(opened.folder.path, recipe, say)))
-        for callback in filter(None, callbacks):
-            trainer.add_callback(callback)
-        signals = closing.enter_context(StopSignals(say))
-        trainer.stop_requested = signals.requested
-        started = time.time()
+    started = time.time()
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    with watchers.at_work(recipe), StopSignals(say) as signals:
+        trainer.stop_requested = lambda: signals.requested() or watchers.alarming is not None
         trainer.train(resume_from_checkpoint=str(opened.checkpoint) if opened.checkpoint else None)
     if trainer.stopped_early:
         state = trainer.state
-        raise Stopped(
-            signals.received or signal.SIGTERM,  # another process may have been the one that was asked
+        ended = (
             f"stopped after step {state.global_step} of {state.max_steps}; to continue: "
-            f"--config {path} --output_dir {trainer.args.output_dir} --resume",
+            f"--config {path} --output_dir {trainer.args.output_dir} --resume"
         )
+        if alarm := broadcast_object_list([watchers.alarming])[0]:  # the main process hears them
+            raise StoppedByAlarm(f"{alarm}\n{ended}")
+        raise Stopped(signals.received or signal.SIGTERM, ended)  # another process may have been asked
     return time.time() - started
-
-
-def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, model_path: str) -> ExactCallback:
-    """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
-    optimum is not Gibbs, and no gap is shown."""
-    args = trainer.args
-    shows_gap = args.generates and not args.demonstration_energy_weight
-    return ExactCallback(
-        trainer.processing_class,
-        {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES},
-        model_path,
-        every=settings.probe_steps,
-        reward_energy_weight=args.reward_energy_weight,
-        beta_at=(lambda step: args.beta_at(step, trainer.state.max_steps)) if shows_gap else None,
-    )
-
-
-def _support_callback(settings: RunSettings, data: Data, console: Console) -> SupportCallback:
-    testbed = digits.correct if settings.prompts or settings.demonstrations else None
-    signal = find_reward(settings.support_signal) if settings.support_signal else None
-    return SupportCallback(
-        data.probes.to_list(),
-        signal or (None if settings.reward_funcs else testbed),
-        labels=find_reward(settings.support_labels) if settings.support_labels else None,
-        channels={name: find_reward(path) for name, path in settings.support_channels.items()},
-        settings=settings,
-        say=lambda line: console.print(line, highlight=False, soft_wrap=True),
-    )
 
 
 def _dry_run(

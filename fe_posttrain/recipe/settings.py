@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fe_posttrain.tracking.settings import SupportSettings
+from fe_posttrain.training.alarms import KINDS
 
 TESTBED = "testbed"
 
@@ -55,6 +56,14 @@ class RunSettings(SupportSettings):
     )
     reward_model_name_or_path: str | None = _key(
         "A reward model (sequence classification), folder or Hub name; counts after reward_funcs.", default=None
+    )
+    alarms: bool = _key("Warn when something happens in a run that people fear.", default=True)
+    stop_on_alarm: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "Alarms that end the run, after a checkpoint, with exit code 3.",
+            "choices": tuple(KINDS),
+        },
     )
     wandb_project: str | None = _key(
         "wandb project (report_to: wandb); default WANDB_PROJECT or fe_posttrain.", default=None

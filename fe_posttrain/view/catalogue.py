@@ -46,6 +46,7 @@ GROUPS = {
     "support": "Accessible support, on rollouts and at probes",
     "reward": "Rewards",
     "completions": "Completions and sampling",
+    "alarms": "Alarms",
     "optimisation": "Optimisation",
     "throughput": "Throughput",
 }
@@ -159,6 +160,10 @@ CATALOGUE: tuple[Metric, ...] = (
         ("sampling/importance_sampling_ratio/max", "", "", "its maximum"),
         ("tools/call_frequency", "calls/completion", "", "tool calls per completion"),
         ("tools/failure_frequency", "share", DOWN, "share of tool calls that fail"),
+    )),
+    *_of("alarms", "alarms", (
+        ("alarms/*", "count", ZERO, "how often this alarm has gone off so far; logged once the run logs what the alarm "
+         "looks at"),
     )),
     *_of("optimisation", "transformers", (
         ("loss", "", "", "what was descended: F over its divisor, without its constant part, in RL a surrogate whose "
