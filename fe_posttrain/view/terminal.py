@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from fe_posttrain.view.panel import Block, Panel, blocks
 from fe_posttrain.view.progress import Progress
-from fe_posttrain.view.text import number, one_line, probability
+from fe_posttrain.view.text import number, probability
 
 REFRESH = 0.4  # seconds between two drawings, at least; the clock alone moves once a second
 REPORT = "report.html"
@@ -42,8 +42,7 @@ def watches(console: Console) -> bool:
 class TerminalCallback(TrainerCallback):
     """A live panel on a terminal, plain lines every tenth of the run elsewhere; main process only.
 
-    Alarms and faults are lines in either case, so that they stay to be read. While the panel stands, whatever is
-    printed, logged or warned appears above it.
+    While the panel stands, whatever is printed, logged or warned appears above it.
 
     Args:
         watched: logged keys of probabilities to show beside F, by label; they keep their last value between the
@@ -87,17 +86,11 @@ class TerminalCallback(TrainerCallback):
             self._say(f"step {step}/{steps}  {'  '.join([progress_line(logs), *watched])}")
 
     def on_event(self, args, state, control, event: str, content: Mapping) -> None:
-        """Alarms and faults become lines; whoever probes or saves has its own."""
+        """Into the panel; whoever probes, saves, warns of an alarm or leaves out rows has a line of its own."""
         if self._seen is None:
             return
         self._seen.step = state.global_step
         self._seen.tell(state.global_step, event, content)
-        if event == "alarm":
-            message = one_line(content["message"])
-            self._say(f"alarm at step {state.global_step}: {content['alarm']}: {message}", "yellow")
-        elif event == "fault":
-            first = content["message"].splitlines()[0]
-            self._say(f"fault at step {state.global_step}: {content['rows']} rows left out: {first}", "red")
         self._draw(at_once=event != "rollouts")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
@@ -157,5 +150,5 @@ class TerminalCallback(TrainerCallback):
                 self._handlers.append((handler, handler.stream))
                 handler.setStream(proxies[id(handler.stream)])
 
-    def _say(self, line: str, style: str = "") -> None:
-        self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -230,7 +230,6 @@ def test_what_is_said_meanwhile_stands_above_the_panel_and_nothing_is_torn(tmp_p
         "from print",
         "from a logger",
         "from an error",
-        "alarm at step 3: kl: of an alarm",
     ):
         assert said in above
     assert [line.split()[0] for line in shown[top + 1 :]] == ["step", "F", "terms", "reward", "alarm"]
@@ -287,10 +286,7 @@ def test_elsewhere_there_are_plain_lines(tmp_path, monkeypatch, where):
     lines = run.file.getvalue().splitlines()
     values = "F -0.941  gap 0.011  reward term -1.000  KL 1.188  p(tail) 0.250"
     steps = [f"step {i}/40  {values}" for i in (1, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40)]
-    said = ["alarm at step 12: kl: in two lines", "fault at step 12: 2 rows left out: close: row 3: raised"]
-    assert [line.replace("\x1b[33m", "").replace("\x1b[31m", "").replace("\x1b[0m", "") for line in lines] == [
-        *steps[:4], *said, *steps[4:]
-    ]  # fmt: skip
+    assert lines == steps
 
 
 def test_other_processes_say_nothing(tmp_path):
