@@ -58,8 +58,16 @@ PANELS = (
     Panel(
         "Free energy and its optimum",
         "Does F fall, and how far is it still from the least it can be? The optimum and the gap are drawn where they "
-        "are known: rollouts with the column `reference_p`, beta > 0, no demonstrations.",
-        ("free_energy/total", "free_energy/optimum", "free_energy/gap"),
+        "are known: rollouts with the column `reference_p`, beta > 0, no demonstrations. At probes of a 0/1 reward, F on "
+        "the probe prompts and the ends between which its optimum lies.",
+        (
+            "free_energy/total",
+            "free_energy/optimum",
+            "free_energy/gap",
+            "support/free_energy",
+            "support/optimum_low",
+            "support/optimum_high",
+        ),
     ),
     Panel(
         "Terms of the free energy",
@@ -126,6 +134,7 @@ PANELS = (
         "Is training itself well? A gradient that grows, an entropy that dies, groups without signal and completions "
         "that are cut off show first here.",
         (
+            "alarms/*",
             "grad_norm",
             "entropy",
             "frac_reward_zero_std",

@@ -130,7 +130,7 @@ def test_agrees_with_sampling_on_the_testbed(reference_folder, tokenizer):
         policy.model.norm.weight *= 0.6  # the reference at temperature 1/.6
     prompts = digits.prompts("tail_10", 4, 0, "probe")
     terms = exact_terms(policy, reference, tokenizer, prompts, tolerance=1e-6, max_length=12)
-    assert terms.unexplored.max() < 0.01
+    assert terms.unexplored.max() < 0.02  # below what 4 standard errors of the sampled KL let through
     n = 500
     ids = [row for row in tokenizer(prompts)["input_ids"] for _ in range(n)]
     with torch.random.fork_rng():
