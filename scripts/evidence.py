@@ -18,7 +18,7 @@
     support_tail   tails raised by RL: certified from the policy's own draws              (about 3 CPU-minutes)
     support_displacement   windows and closure against exact p, an injected change        (about 4 CPU-minutes)
     support_barrier   created points certified, exact ones covered, 20 repeats            (about 6 CPU-minutes)
-    alarms         false alarms on healthy runs, each alarm on a run made to deserve it   (about 15 CPU-minutes)
+    alarms         false alarms on healthy runs, each alarm on a run made to deserve it   (about 20 CPU-minutes)
     support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
