@@ -18,7 +18,7 @@
     support_tail   tails raised by RL: certified from the policy's own draws              (about 3 CPU-minutes)
     support_displacement   windows and closure against exact p, an injected change        (about 4 CPU-minutes)
     support_barrier   created points certified, exact ones covered, 20 repeats            (about 6 CPU-minutes)
-    alarms         false alarms on healthy runs, each alarm on a run made to deserve it   (about 15 CPU-minutes)
+    alarms         false alarms on healthy runs, each alarm on a run made to deserve it   (about 20 CPU-minutes)
     support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
     mirror         wandb beside a run: the quick start read back, kills and replays, no server (about 6 CPU-minutes)
     report_page    report.html of two runs in a browser: errors, requests, width, size    (about 3 CPU-minutes)
