@@ -182,13 +182,15 @@ def logging_record(console: Console) -> dict:
     from fe_posttrain.training.run import library_versions
 
     record = bench_logging.measure() | {"versions": library_versions()}
-    shown = Table("logging, CPU time a step", box=None, header_style="bold")
-    shown.add_column("ms", justify="right")
+    shown = Table("logging, CPU milliseconds", box=None, header_style="bold")
+    for title in ("a step", "a probe"):
+        shown.add_column(title, justify="right")
+    probed = record["ms_per_probe"]
     for name, cost in record["ms_per_step"].items():
-        shown.add_row(name, f"{cost:.2f}")
-    shown.add_row("[bold]all[/bold]", f"[bold]{record['sum']:.2f}[/bold]")
+        shown.add_row(name, f"{cost:.2f}", f"{probed[name]:.0f}" if name in probed else "")
+    shown.add_row("[bold]all[/bold]", f"[bold]{record['sum']:.2f}[/bold]", f"{sum(probed.values()):.0f}")
     console.print(shown)
-    console.print(f"and the report at probes: {record['reports_ms_per_step']:.2f} ms a step", style="dim")
+    console.print(f"and {record['seconds_once']:.1f} CPU-seconds once, when training begins", style="dim")
     return record
 
 

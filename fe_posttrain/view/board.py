@@ -58,8 +58,8 @@ PANELS = (
     Panel(
         "Free energy and its optimum",
         "Does F fall, and how far is it still from the least it can be? The optimum and the gap are drawn where they "
-        "are known: rollouts with the column `reference_p`, beta > 0, no demonstrations. At probes of a 0/1 reward, F on "
-        "the probe prompts and the ends between which its optimum lies.",
+        "are known: rollouts with the column `reference_p`, beta > 0, no demonstrations. At probes of a 0/1 reward, F "
+        "on the probe prompts and the ends between which its optimum lies.",
         (
             "free_energy/total",
             "free_energy/optimum",

@@ -17,6 +17,7 @@ from fe_posttrain.view.charts import (
     SAMPLES,
     attribution,
     board_objects,
+    of_some_prompts,
     regime_flow,
     samples,
 )
@@ -146,3 +147,11 @@ def test_tables_arrive_in_an_offline_run(tmp_path, entity):
 
 def test_an_event_without_report_and_completions_logs_nothing():
     assert board_objects({"step": 1, "event": "checkpoint"}, []) == {}
+
+
+def test_a_long_table_of_samples_has_all_rows_of_some_prompts():
+    rows = [{"prompt": f"x{i}", "model": model} for i in range(300) for model in ("reference", "policy")]
+    kept = of_some_prompts(rows)
+    # 600 rows for 128: every fifth of 300 prompts, with both its rows
+    assert [row["prompt"] for row in kept] == [f"x{i}" for i in range(0, 300, 5) for _ in range(2)]
+    assert of_some_prompts(rows[:128]) == rows[:128]
