@@ -7,6 +7,7 @@ folder; `wandb sync` uploads it later, and `scripts/replay.py` makes it anew fro
 
 import math
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from heapq import merge
@@ -21,6 +22,7 @@ from fe_posttrain.view.charts import board_objects
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.wandb_server import answers, logged_in, server
 
+PAUSE = 10  # seconds between two talks with wandb's service: waking it costs more than the rows of a fast run
 START = 15  # seconds that a server which answers has to start the run
 ASIDE = "superseded"  # folder of offline runs that a later one of the same id holds too
 
@@ -36,6 +38,8 @@ class Board:
         self.run = run
         self._there = run.summary.get(STEP, -1) if run.resumed else -1  # the server has the rows up to this step
         self._waiting: dict[str, Any] = {}
+        self._rows: list[dict[str, Any]] = []
+        self._sent = -math.inf
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         for name in dict.fromkeys(_as_glob(in_wandb(metric.name)) for metric in CATALOGUE):
@@ -75,13 +79,22 @@ class Board:
     def finish(self, code: int = 0) -> None:
         """End the run; 0 says that it went well."""
         if self._waiting:
-            self._log(self.run.summary.get(STEP, 0), {}, None)
+            self._log(self._rows[-1][STEP] if self._rows else self.run.summary.get(STEP, 0), {}, None)
+        self._send()
         self.run.finish(exit_code=code)
 
     def _log(self, step: int, found: dict[str, Any], timestamp: float | None) -> None:
-        when = {} if timestamp is None else {"_timestamp": timestamp}
+        when = time.time() if timestamp is None else timestamp
         waiting, self._waiting = self._waiting, {}
-        self.run.log({**found, **waiting, STEP: step, **when})
+        self._rows.append({**found, **waiting, STEP: step, "_timestamp": when})
+        if time.monotonic() - self._sent >= PAUSE:
+            self._send()
+
+    def _send(self) -> None:
+        rows, self._rows = self._rows, []
+        for row in rows:
+            self.run.log(row)
+        self._sent = time.monotonic()
 
 
 def begin(folder: Path, config: Mapping[str, Any], mode: str, name: str | None = None):

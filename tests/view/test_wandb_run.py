@@ -79,7 +79,8 @@ def test_rows_tables_recipe_and_arm_arrive_in_an_offline_run(tmp_path):
     assert said == []
 
 
-def test_a_service_that_dies_is_said_once_and_training_goes_on(tmp_path):
+def test_a_service_that_dies_is_said_once_and_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb_run, "PAUSE", 0)
     said = []
     with begun(a_run(tmp_path, []), said) as board:
         log(board, 1, loss=2.0)
@@ -160,7 +161,8 @@ def test_a_resumed_offline_run_is_whole_under_its_id_and_the_first_half_is_put_a
     assert len(list((folder / "wandb" / wandb_run.ASIDE).iterdir())) == 1 and said == []
 
 
-def test_rows_that_the_server_has_are_not_logged_again(tmp_path):
+def test_rows_that_the_server_has_are_not_logged_again(monkeypatch):
+    monkeypatch.setattr(wandb_run, "PAUSE", 0)
     logged = []
     there = SimpleNamespace(
         resumed=True, summary={"train/global_step": 2}, define_metric=lambda *_, **__: None, log=logged.append
