@@ -62,8 +62,8 @@ def _words(run: RunData) -> Html:
     parts = ["F is minimised; lower is better. "]
     _, beta = run.series("free_energy/beta")
     if len(set(beta)) == 1:
-        unit = " energy units a nat" if beta[0] else ": no KL term, and no optimum that is known"
-        parts.append(join(["Beta is ", data(beta[0]), f"{unit} throughout. "]))
+        rest = " energy units a nat throughout. " if beta[0] else ": no KL term, and no optimum that is known. "
+        parts.append(join(["Beta is ", data(beta[0]), rest]))
     if run.summary.get("free_energy"):
         parts.append("Mean over the first and over the last tenth of the logged steps: ")
         parts.append([[", " if i else "", _ends(*item)] for i, item in enumerate(run.summary["free_energy"].items())])
