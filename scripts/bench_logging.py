@@ -21,9 +21,9 @@ WATCHED = {  # class: where it is
     "RunRecorder": "fe_posttrain.training.recording",
     "RolloutSamples": "fe_posttrain.training.recording",
     "Alarms": "fe_posttrain.training.alarms",
-    "TerminalCallback": "fe_posttrain.view.terminal",
-    "WandbCallback": "fe_posttrain.view.wandb_run",
-    "ReportCallback": "fe_posttrain.view.report_callback",
+    "TerminalCallback": "fe_posttrain.view.terminal.callback",
+    "WandbCallback": "fe_posttrain.view.board.mirror",
+    "ReportCallback": "fe_posttrain.view.page.callback",
 }
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "quickstart.yaml"
 STEP, PROBE, ONCE = "step", "probe", "once"

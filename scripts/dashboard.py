@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serialise(words: argparse.Namespace) -> int:
-    from fe_posttrain.view.dashboard import serialised, workspace
-    from fe_posttrain.view.wandb_report import report
+    from fe_posttrain.view.board.report import report
+    from fe_posttrain.view.board.workspace import serialised, workspace
     from fe_posttrain.whole_files import write_whole
 
     entity = words.entity or "ENTITY"
@@ -79,8 +79,8 @@ def _serialise(words: argparse.Namespace) -> int:
 
 def _push(words: argparse.Namespace) -> int:
     os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said here
-    from fe_posttrain.view.dashboard_push import NotPushed, push
-    from fe_posttrain.view.wandb_server import PATIENCE, answers, logged_in, server
+    from fe_posttrain.view.board.push import NotPushed, push
+    from fe_posttrain.view.board.server import PATIENCE, answers, logged_in, server
 
     if not logged_in():
         return _refuse(

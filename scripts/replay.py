@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--online", action="store_true", help="upload it to the wandb server")
     words = parser.parse_args()
 
-    from fe_posttrain.view.replay import NotOnline, replay
+    from fe_posttrain.view.board.replay import NotOnline, replay
 
     try:
         replayed = replay(words.run, online=words.online)

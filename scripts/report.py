@@ -40,8 +40,8 @@ def main() -> int:
 
 
 def _write(runs: list[Path], output: Path | None) -> Path:
-    from fe_posttrain.view.comparison import write_comparison
-    from fe_posttrain.view.report import write_report
+    from fe_posttrain.view.page.comparison import write_comparison
+    from fe_posttrain.view.page.report import write_report
 
     if len(runs) > 1:
         return write_comparison(runs, output or Path("comparison.html"))

@@ -11,9 +11,9 @@ from transformers import TrainerCallback
 from fe_posttrain.training.checkpoints import PREFIX
 from fe_posttrain.training.config import what_changes_the_optimum
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view.card import Subject, model_card
+from fe_posttrain.view.card.model_card import Subject, model_card
+from fe_posttrain.view.card.snippet import load_snippet
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.snippet import load_snippet
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from fe_posttrain.training.optimizer import check_optimizer
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view import ending
+from fe_posttrain.view.terminal import ending
 
 TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
 

@@ -21,9 +21,9 @@ from fe_posttrain.training.recording import RolloutSamples, RunRecorder
 from fe_posttrain.training.rewards import find_reward
 from fe_posttrain.training.run import RunFolder
 from fe_posttrain.training.trainer import FreeEnergyTrainer
-from fe_posttrain.view.report_callback import ReportCallback
-from fe_posttrain.view.terminal import TerminalCallback
-from fe_posttrain.view.wandb_run import WandbCallback
+from fe_posttrain.view.board.mirror import WandbCallback
+from fe_posttrain.view.page.callback import ReportCallback
+from fe_posttrain.view.terminal.callback import TerminalCallback
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ versions.json    Python, libraries, git commit and whether the tree was clean
 metrics.jsonl    one row per logged step, appended as it happens (fe_posttrain.training.recording)
 events.jsonl     what happened between the rows: probes with their report, faults, checkpoints, alarms
 samples/         completions, as Parquet
-report.html      the run on one page (fe_posttrain.view.report)
+report.html      the run on one page (fe_posttrain.view.page.report)
 checkpoint-STEP/ whole checkpoints, each with a manifest (fe_posttrain.training.checkpoints)
 summary.json     start and end of what was tracked; written last, so its presence means the run finished
 model/           the final weights and tokenizer, as save_pretrained writes them

@@ -19,7 +19,7 @@ WIDTHS, SCHEMES = (1280, 390), ("light", "dark")
 SCREEN = 800  # height
 PICTURE = ROOT / "fe_posttrain" / "view" / "report.png"
 _BUILD = (
-    "import sys, time; from pathlib import Path; from fe_posttrain.view.report import write_report; "
+    "import sys, time; from pathlib import Path; from fe_posttrain.view.page.report import write_report; "
     "loaded = time.process_time(); path = write_report(Path(sys.argv[1])); "
     "print(loaded, time.process_time() - loaded, path.stat().st_size)"
 )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from fe_posttrain.view.card import Subject, model_card
+from fe_posttrain.view.card.model_card import Subject, model_card
 from fe_posttrain.view.reading import RunData
 
 RECIPE = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import wandb
 
-from fe_posttrain.view.charts import (
+from fe_posttrain.view.board.charts import (
     ATTRIBUTION,
     CHARTS,
     REGIME_FLOW,
@@ -92,7 +92,7 @@ def test_samples_leave_empty_what_a_row_lacks():
 
 @pytest.mark.parametrize("chart", CHARTS.values(), ids=CHARTS)
 def test_a_spec_asks_for_the_columns_of_its_table_and_for_no_others(chart):
-    text = (ROOT / "fe_posttrain/view/charts" / chart.file).read_text()
+    text = (ROOT / "fe_posttrain/view/board/charts" / chart.file).read_text()
     assert json.loads(text)["data"] == {"name": "wandb"}
     assert set(re.findall(r"\$\{field:(\w+)\}", text)) == set(chart.fields)
     assert set(chart.fields.values()) == {*chart.columns, "name"}
@@ -109,9 +109,9 @@ def test_the_flow_draws_every_regime_in_order():
 
 def test_the_specs_are_installed_with_the_package():
     (pattern,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
-        "fe_posttrain.view"
+        "fe_posttrain.view.board"
     ]
-    there = {path.name for path in (ROOT / "fe_posttrain/view").glob(pattern)}
+    there = {path.name for path in (ROOT / "fe_posttrain/view/board").glob(pattern)}
     assert there == {chart.file for chart in CHARTS.values()}
 
 

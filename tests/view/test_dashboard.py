@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from fe_posttrain.view import catalogue, dashboard, dashboard_push, wandb_report
-from fe_posttrain.view.board import PANELS
+from fe_posttrain.view import catalogue
+from fe_posttrain.view.board import push, report, workspace
+from fe_posttrain.view.board.panels import PANELS
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "data"
@@ -136,7 +137,7 @@ def test_the_report_introduces_every_panel_with_the_catalogue_and_says_what_the_
 
 def test_a_report_on_one_run_filters_by_its_name_whatever_is_in_it():
     name = """my 'first' "run" """
-    made = dashboard.serialised(wandb_report.report("ENTITY", "p", name))
+    made = workspace.serialised(report.report("ENTITY", "p", name))
     for block in made["spec"]["blocks"]:
         if block["type"] == "panel-grid":
             (runs,) = block["metadata"]["runSets"]
@@ -146,7 +147,7 @@ def test_a_report_on_one_run_filters_by_its_name_whatever_is_in_it():
 
 
 def test_names_reach_every_place_that_needs_them():
-    made = json.dumps(dashboard.serialised(dashboard.workspace("team", "project")))
+    made = json.dumps(workspace.serialised(workspace.workspace("team", "project")))
     assert made.count('"team/fe-posttrain-') == 2 and "ENTITY" not in made
 
 
@@ -193,14 +194,14 @@ class Server:
             self.sent.append(made)
             return type("Saved", (), {"url": f"https://wandb.example/{type(made).__name__}"})
 
-        monkeypatch.setattr(dashboard_push.wandb, "Api", Api)
-        monkeypatch.setattr(dashboard.ws.Workspace, "save", save)
-        monkeypatch.setattr(dashboard.wr.Report, "save", save)
+        monkeypatch.setattr(push.wandb, "Api", Api)
+        monkeypatch.setattr(workspace.ws.Workspace, "save", save)
+        monkeypatch.setattr(workspace.wr.Report, "save", save)
 
 
 def test_a_push_sends_presets_then_workspace_then_report(monkeypatch):
     server, said = Server(monkeypatch), []
-    dashboard_push.push("team", "project", None, said.append)
+    push.push("team", "project", None, said.append)
     flow, curve, workspace, report = server.sent
     assert [sent["name"].rsplit("-", 1)[0] for sent in (flow, curve)] == [
         "fe-posttrain-regime-flow",
@@ -213,11 +214,11 @@ def test_a_push_sends_presets_then_workspace_then_report(monkeypatch):
 
 def test_presets_that_are_there_are_kept(monkeypatch):
     server, said = Server(monkeypatch, presets_there=True), []
-    dashboard_push.push("team", "project", None, said.append)
+    push.push("team", "project", None, said.append)
     assert len(server.sent) == 2 and all(line.endswith("already there") for line in said[:2])
 
 
 def test_a_step_that_fails_says_what_is_there_already(monkeypatch):
     Server(monkeypatch, refuses=True)
-    with pytest.raises(dashboard_push.NotPushed, match=r"workspace: no route; pushed before: preset .*; see to it"):
-        dashboard_push.push("team", "project", None, lambda line: None)
+    with pytest.raises(push.NotPushed, match=r"workspace: no route; pushed before: preset .*; see to it"):
+        push.push("team", "project", None, lambda line: None)

@@ -47,7 +47,7 @@ def test_what_cannot_be_reported_is_refused_in_a_line(tmp_path, words, told):
 
 def test_a_page_costs_little_and_no_large_library(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from fe_posttrain.view.report import write_report; "
+        "import sys, time; from pathlib import Path; from fe_posttrain.view.page.report import write_report; "
         f"write_report(Path({str(a_run(tmp_path / 'run'))!r})); "
         "print(sorted({'torch', 'transformers', 'matplotlib', 'scipy'} & set(sys.modules)), time.process_time())"
     )

@@ -9,8 +9,8 @@ import pytest
 from read_page import Axis, Element, plots, points, read
 from run_folders import NASTY, a_report, a_row, a_run
 
-from fe_posttrain.view.comparison import write_comparison
-from fe_posttrain.view.report import write_report
+from fe_posttrain.view.page.comparison import write_comparison
+from fe_posttrain.view.page.report import write_report
 
 
 def page_of(run: Path) -> Element:

@@ -11,10 +11,10 @@ from rich.console import Console
 from screen import Screen
 from test_support_table import a_report
 
-from fe_posttrain.view import ending
-from fe_posttrain.view.panel import Panel, blocks
-from fe_posttrain.view.progress import Curve, Progress
-from fe_posttrain.view.terminal import TerminalCallback
+from fe_posttrain.view.terminal import ending
+from fe_posttrain.view.terminal.callback import TerminalCallback
+from fe_posttrain.view.terminal.panel import Panel, blocks
+from fe_posttrain.view.terminal.progress import Curve, Progress
 from fe_posttrain.view.text import compact, duration, number, probability, sparkline
 
 ROW = {

@@ -1,1 +1,1 @@
-"""The parts of report.html: markup, figures as SVG, and one module for each stretch of the page."""
+"""report.html: one page that tells a person what a run did."""

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.live import Live
 from transformers import TrainerCallback
 
-from fe_posttrain.view.panel import Block, Panel, blocks
-from fe_posttrain.view.progress import Progress
+from fe_posttrain.view.terminal.panel import Block, Panel, blocks
+from fe_posttrain.view.terminal.progress import Progress
 from fe_posttrain.view.text import number, probability
 
 REFRESH = 0.4  # seconds between two drawings, at least; the clock alone moves once a second

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from fe_posttrain.view.support import TERMS, numbers_table, shown_value, verdict_table
-from fe_posttrain.view.terminal import REPORT
+from fe_posttrain.view.terminal.callback import REPORT
 from fe_posttrain.view.text import duration, number, probability
 
 # (column, key of the summary's `free_energy`)

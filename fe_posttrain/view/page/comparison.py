@@ -7,9 +7,9 @@ from fe_posttrain.view.page.chart import Frame, Line, chart, is_thinned, legend,
 from fe_posttrain.view.page.markup import Html, data, figure, join, section, table, tag
 from fe_posttrain.view.page.opening import KEYS, TERMS, objective, spoken, state
 from fe_posttrain.view.page.prompt_map import COLOURS
+from fe_posttrain.view.page.report import whole_page, write_page
 from fe_posttrain.view.page.series import caption, line, message, unit_of
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.report import whole_page, write_page
 from fe_posttrain.view.support import shown_end, shown_value
 from fe_posttrain.view.text import ceiling, floor
 

@@ -13,10 +13,10 @@ import psutil
 import pytest
 import wandb
 
-from fe_posttrain.view import wandb_run
-from fe_posttrain.view.replay import NotOnline, replay
-from fe_posttrain.view.wandb_run import WandbCallback, kind_of, offline_runs
-from fe_posttrain.view.wandb_server import answers
+from fe_posttrain.view.board import mirror
+from fe_posttrain.view.board.mirror import WandbCallback, kind_of, offline_runs
+from fe_posttrain.view.board.replay import NotOnline, replay
+from fe_posttrain.view.board.server import answers
 
 CONFIG = {"beta": 0.25, "hub_token": "<hidden>", "wandb_run_group": "a comparison", "wandb_job_type": "arm 1"}
 
@@ -80,7 +80,7 @@ def test_rows_tables_recipe_and_arm_arrive_in_an_offline_run(tmp_path):
 
 
 def test_a_service_that_dies_is_said_once_and_training_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(wandb_run, "PAUSE", 0)
+    monkeypatch.setattr(mirror, "PAUSE", 0)
     said = []
     with begun(a_run(tmp_path, []), said) as board:
         log(board, 1, loss=2.0)
@@ -107,14 +107,14 @@ def test_settings_that_wandb_refuses_cost_the_mirror_and_not_the_training(tmp_pa
 @pytest.mark.parametrize("server", ["no login", "does not answer", "not started"])
 def test_no_login_and_no_server_turn_the_run_into_an_offline_one(tmp_path, monkeypatch, server):
     wandb.teardown()  # it keeps what it once read of the environment
-    monkeypatch.setattr(wandb_run, "START", 2)
+    monkeypatch.setattr(mirror, "START", 2)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_MODE")
     if server != "no login":
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     if server == "not started":  # one that answers, and then does not take the run
-        monkeypatch.setattr(wandb_run, "answers", lambda url: True)
+        monkeypatch.setattr(mirror, "answers", lambda url: True)
     said, started = [], time.time()
     with begun(a_run(tmp_path / "run", []), said) as board:
         assert time.time() - started < 8
@@ -158,16 +158,16 @@ def test_a_resumed_offline_run_is_whole_under_its_id_and_the_first_half_is_put_a
     (run,) = offline_runs(folder)
     assert again.id == kept["id"] and run.name.endswith(kept["id"])
     assert history(run) == [{"train/loss": 1 / step, "train/global_step": step} for step in (1, 2, 3, 4)]
-    assert len(list((folder / "wandb" / wandb_run.ASIDE).iterdir())) == 1 and said == []
+    assert len(list((folder / "wandb" / mirror.ASIDE).iterdir())) == 1 and said == []
 
 
 def test_rows_that_the_server_has_are_not_logged_again(monkeypatch):
-    monkeypatch.setattr(wandb_run, "PAUSE", 0)
+    monkeypatch.setattr(mirror, "PAUSE", 0)
     logged = []
     there = SimpleNamespace(
         resumed=True, summary={"train/global_step": 2}, define_metric=lambda *_, **__: None, log=logged.append
     )
-    board = wandb_run.Board(there)
+    board = mirror.Board(there)
     for step in (1, 2, 3):
         board.row(step, {"loss": 1.0})
     assert [row["train/global_step"] for row in logged] == [3]
@@ -194,11 +194,11 @@ def test_a_replayed_run_is_the_run_folder_row_by_row(tmp_path):
 def test_replay_says_what_it_cannot_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no run folder"):
         replay(tmp_path)
-    monkeypatch.setattr("fe_posttrain.view.replay.logged_in", lambda: False)
+    monkeypatch.setattr("fe_posttrain.view.board.replay.logged_in", lambda: False)
     with pytest.raises(NotOnline, match="no login"):
         replay(a_run(tmp_path / "run", []), online=True)
-    monkeypatch.setattr("fe_posttrain.view.replay.logged_in", lambda: True)
-    monkeypatch.setattr("fe_posttrain.view.replay.answers", lambda url: False)
+    monkeypatch.setattr("fe_posttrain.view.board.replay.logged_in", lambda: True)
+    monkeypatch.setattr("fe_posttrain.view.board.replay.answers", lambda url: False)
     with pytest.raises(NotOnline, match="does not answer"):
         replay(tmp_path / "run", online=True)
 

@@ -66,7 +66,7 @@ class Chart:
     @property
     def spec(self) -> dict[str, Any]:
         """Vega-Lite, with placeholders."""
-        return json.loads(files("fe_posttrain.view").joinpath("charts", self.file).read_text(encoding="utf-8"))
+        return json.loads(files("fe_posttrain.view.board").joinpath("charts", self.file).read_text(encoding="utf-8"))
 
     @property
     def preset(self) -> str:
@@ -143,7 +143,7 @@ def board_objects(
         event: a row of events.jsonl: `step`, `event` and, of a probe, `report`.
         completions: its samples.
         entity: the run's (`run.entity`): whose presets draw the charts. Empty, as of an offline run, the tables are
-            logged alone, under the same keys; the panels of `dashboard.workspace` show them all the same.
+            logged alone, under the same keys; the panels of `workspace` show them all the same.
     """
     import wandb
 

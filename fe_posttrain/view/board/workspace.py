@@ -1,4 +1,4 @@
-"""The wandb workspace as code: the panels of `board`, at one scale, over the steps. Needs `fe_posttrain[dashboard]`.
+"""The wandb workspace as code: the panels of `panels`, at one scale, over the steps. Needs `fe_posttrain[dashboard]`.
 
 Arms of an experiment are runs of one wandb group with a job type each: runs are grouped by both, so that every arm
 has a line of its own, the mean over its runs with their range. Colours by job type are not to be had from
@@ -15,9 +15,9 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from fe_posttrain.view.board import PANELS, Panel
+from fe_posttrain.view.board.charts import CHARTS, SAMPLES
+from fe_posttrain.view.board.panels import PANELS, Panel
 from fe_posttrain.view.catalogue import STEP, in_wandb
-from fe_posttrain.view.charts import CHARTS, SAMPLES
 
 NAME = "Free energy and where the gain came from"
 MOST_RUNS = 20  # drawn in a panel

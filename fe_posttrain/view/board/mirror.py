@@ -17,10 +17,10 @@ from typing import Any
 import wandb
 from transformers import TrainerCallback
 
+from fe_posttrain.view.board.charts import board_objects
+from fe_posttrain.view.board.server import answers, logged_in, server
 from fe_posttrain.view.catalogue import CATALOGUE, STEP, in_wandb
-from fe_posttrain.view.charts import board_objects
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.wandb_server import answers, logged_in, server
 
 PAUSE = 10  # seconds between two talks with wandb's service: waking it costs more than the rows of a fast run
 START = 15  # seconds that a server which answers has to start the run

@@ -14,7 +14,7 @@ from rich.segment import Segment
 from rich.style import Style
 
 from fe_posttrain.view.catalogue import named
-from fe_posttrain.view.progress import Progress
+from fe_posttrain.view.terminal.progress import Progress
 from fe_posttrain.view.text import ceiling, compact, duration, floor, nearest, number, one_line, probability, sparkline
 
 LABEL = 10  # columns of the labels

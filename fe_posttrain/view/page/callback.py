@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from fe_posttrain.view.report import NAME, write_report
+from fe_posttrain.view.page.report import NAME, write_report
 
 
 class ReportCallback(TrainerCallback):

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from fe_posttrain.view.card_tables import energy, exact, table, versions
+from fe_posttrain.view.card.tables import energy, exact, table, versions
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.text import ceiling, floor, nearest, one_line
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from fe_posttrain.view.board.mirror import Board, begin, offline_runs, put_aside
+from fe_posttrain.view.board.server import answers, logged_in, server
 from fe_posttrain.view.reading import RunData
-from fe_posttrain.view.wandb_run import Board, begin, offline_runs, put_aside
-from fe_posttrain.view.wandb_server import answers, logged_in, server
 
 
 class NotOnline(Exception):

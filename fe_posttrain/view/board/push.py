@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import wandb
 
-from fe_posttrain.view.charts import CHARTS, Chart
-from fe_posttrain.view.dashboard import workspace
-from fe_posttrain.view.wandb_report import report
+from fe_posttrain.view.board.charts import CHARTS, Chart
+from fe_posttrain.view.board.report import report
+from fe_posttrain.view.board.workspace import workspace
 
 
 class NotPushed(Exception):

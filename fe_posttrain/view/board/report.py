@@ -6,10 +6,10 @@ and project stands for the report's own project: so the report is made without a
 
 import wandb_workspaces.reports.v2 as wr
 
-from fe_posttrain.view.board import PANELS, Panel
+from fe_posttrain.view.board.charts import REGIME_FLOW, SAMPLES
+from fe_posttrain.view.board.panels import PANELS, Panel
+from fe_posttrain.view.board.workspace import NAME, lines, panel
 from fe_posttrain.view.catalogue import Metric
-from fe_posttrain.view.charts import REGIME_FLOW, SAMPLES
-from fe_posttrain.view.dashboard import NAME, lines, panel
 
 _INTRODUCTION = """\
 Training minimised one free energy: energy (the negative reward, and the surprise at demonstrations) plus beta times \

@@ -1,14 +1,14 @@
 """What the wandb dashboard shows, as data: twelve panels in the order in which a person asks.
 
-Names are those of the catalogue, which gives each its unit and meaning; the workspace (`dashboard`) and the report
-(`wandb_report`) are both made from this.
+Names are those of the catalogue, which gives each its unit and meaning; `workspace` and `report` are both made from
+this.
 """
 
 import re
 from dataclasses import dataclass
 
+from fe_posttrain.view.board.charts import ATTRIBUTION, REGIME_FLOW, SAMPLES
 from fe_posttrain.view.catalogue import Metric, in_wandb, named
-from fe_posttrain.view.charts import ATTRIBUTION, REGIME_FLOW, SAMPLES
 
 
 @dataclass(frozen=True)
