@@ -1,6 +1,6 @@
 """What logging costs a step: scripts/bench.py --logging.
 
-The quick start, launched as always with wandb offline. Every method by which the trainer calls what records, shows,
+The quick start, launched as always with wandb offline and the terminal's live panel. Every method by which the trainer calls what records, shows,
 mirrors or watches the run is timed: CPU time of this process, its threads included; and the CPU time of wandb's
 service, which is a process of its own. What is done once, when training begins, is kept apart from what a step costs.
 Tracking of support is no logging: see bench_support.py.
@@ -56,7 +56,8 @@ class _Clock:
 
 def measure(steps: int = 300) -> dict:
     """CPU milliseconds per step of each callback and of wandb's service; per probe; and seconds once."""
-    os.environ["WANDB_MODE"] = "offline"
+    os.environ |= {"WANDB_MODE": "offline", "FORCE_COLOR": "1", "TERM": "xterm-256color"}  # the live panel is drawn
+    os.environ.pop("CI", None)
     clock, service = _Clock(), []
     for name, module in WATCHED.items():
         owner = getattr(import_module(module), name)

@@ -167,7 +167,7 @@ class RunRecorder(TrainerCallback):
 
 
 class RolloutSamples(TrainerCallback):
-    """Tells some rollouts of the first step and of every tenth of the run; every process has one.
+    """Tells some rollouts of the first step and of every fifth of the run; every process has one.
 
     Args:
         tag: column of the rows that names their family.
@@ -182,7 +182,7 @@ class RolloutSamples(TrainerCallback):
         self.trainer = trainer
 
     def wants_rollouts(self, state) -> bool:
-        return state.global_step % max(1, state.max_steps // 10) == 0
+        return state.global_step % max(1, state.max_steps // 5) == 0
 
     def on_rollouts(self, args, state, control, rollouts: Rollouts) -> dict[str, float]:
         if not state.is_world_process_zero:

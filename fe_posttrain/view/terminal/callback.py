@@ -15,7 +15,7 @@ from fe_posttrain.view.terminal.panel import Block, Panel, blocks
 from fe_posttrain.view.terminal.progress import Progress
 from fe_posttrain.view.text import number, probability
 
-REFRESH = 0.4  # seconds between two drawings, at least; the clock alone moves once a second
+REFRESH = 0.5  # seconds between two drawings, at least; the clock alone moves once a second
 REPORT = "report.html"
 
 # (label, logged key): the order in which a person asks.
