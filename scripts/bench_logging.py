@@ -1,9 +1,9 @@
 """What logging costs a step: scripts/bench.py --logging.
 
-The quick start, launched as always with wandb offline and the terminal's live panel. Every method by which the trainer calls what records, shows,
-mirrors or watches the run is timed: CPU time of this process, its threads included; and the CPU time of wandb's
-service, which is a process of its own. What is done once, when training begins, is kept apart from what a step costs.
-Tracking of support is no logging: see bench_support.py.
+The quick start, launched as always with wandb offline and the terminal's live panel. Every method by which the trainer
+calls what records, shows, mirrors or watches the run is timed: CPU time of this process, its threads included; and the
+CPU time of wandb's service, which is a process of its own. What is done once, when training begins, is kept apart from
+what a step costs. Tracking of support is no logging: see bench_support.py.
 """
 
 import contextlib
