@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import short_runs
 import torch
+from transformers import AutoModelForCausalLM
 
 from fe_posttrain import SupportCallback
+from fe_posttrain.sequences import score
 from fe_posttrain.support.ledger import Ledger
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import exact_probabilities
+from fe_posttrain.tasks.pretraining import reference_model
 
 
 def finite(found: dict) -> dict:
@@ -158,6 +161,37 @@ def test_the_optimum_of_the_probe_prompts_lies_between_its_ends(tmp_path):
     p = sum(support.probes.rounds[-1].totals[0]) / (64 * len(rows))
     assert found["free_energy"] == pytest.approx(-p + 0.05 * support.summary()["kl"])
     assert terms["gain"]["value"] > 0 and found["free_energy"] > found["optimum_low"]
+
+
+def test_a_probe_shows_completions_of_both_sides_as_they_were_judged_and_scored(tmp_path):
+    told = []
+
+    class Listener(short_runs.Rows):
+        def on_event(self, args, state, control, event, content):
+            told.append((event, content))
+
+    support = short_runs.support(tmp_path / "cache", support_draws=8)
+    made = short_runs.trainer(tmp_path / "run", "rl", support, Listener(), max_steps=4)
+    reference = AutoModelForCausalLM.from_pretrained(reference_model())
+    made.train()
+    (content,) = [content for event, content in told if event == "probe"]
+    samples, points = content["samples"], content["report"]["points"]
+    assert {sample["model"] for sample in samples} == {"reference", "policy"}
+    seen = {(s["model"], s["prompt"], s["correct"]) for s in samples}
+    assert len(seen) == len(samples)  # of each side and prompt one correct and one wrong at most
+    tokenizer = made.processing_class
+    for sample in samples:
+        prompt, completion = sample["prompt"], sample["completion"]
+        assert sample["correct"] == bool(digits.correct([prompt], [completion])[0])
+        assert sample["energy"] == (-1.0 if sample["correct"] else 0.0)
+        row = points["prompt"].index(prompt)
+        side = {"reference": "reference", "policy": "trained"}[sample["model"]]
+        assert sample["regime"] == points["regime"][side][row] and sample["family"] == points["family"][row]
+        ids = [tokenizer(completion)["input_ids"] + [tokenizer.eos_token_id]]
+        logs = [score(m, tokenizer([prompt])["input_ids"], ids, pad_token_id=0)[0] for m in (made.model, reference)]
+        if len(ids[0]) <= 12:  # else it was cut off without an end
+            assert sample["log_ratio"] == pytest.approx(float(logs[0].sum() - logs[1].sum()), abs=1e-3)
+    assert points["correct"]["trained"] == support.probes.rounds[-1].totals[0].tolist()
 
 
 @pytest.mark.parametrize("kind", ["sft", "mixture"])
