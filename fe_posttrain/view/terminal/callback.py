@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from threading import Lock
 
 from rich.console import Console
 from rich.live import Live
@@ -57,6 +58,8 @@ class TerminalCallback(TrainerCallback):
         self._live: Live | None = None
         self._handlers: list[tuple[logging.StreamHandler, object]] = []
         self._drawn = 0.0
+        self._stale = True  # the panel does not show what was seen last
+        self._seeing = Lock()  # the clock draws from a thread of its own
         self._report: Path | None = None
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -78,7 +81,8 @@ class TerminalCallback(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if self._seen is None or not logs:
             return
-        self._seen.log(state.global_step, logs)
+        with self._seeing:
+            self._seen.log(state.global_step, logs)
         self._draw()
         step, steps = state.global_step, state.max_steps
         if not watches(self.console) and "free_energy/total" in logs and (step == 1 or step % max(1, steps // 10) == 0):
@@ -89,8 +93,9 @@ class TerminalCallback(TrainerCallback):
         """Into the panel; whoever probes, saves, warns of an alarm or leaves out rows has a line of its own."""
         if self._seen is None:
             return
-        self._seen.step = state.global_step
-        self._seen.tell(state.global_step, event, content)
+        with self._seeing:
+            self._seen.step = state.global_step
+            self._seen.tell(state.global_step, event, content)
         self._draw(at_once=event != "rollouts")
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
@@ -114,7 +119,7 @@ class TerminalCallback(TrainerCallback):
         self._panel = Panel(self._seen, title)
         self._live = Live(
             console=self.console,
-            get_renderable=lambda: self._panel,
+            get_renderable=self._current,
             refresh_per_second=1,
             vertical_overflow="crop",
             redirect_stderr=sys.stderr.isatty(),  # a file that errors are sent to shall have them
@@ -125,11 +130,18 @@ class TerminalCallback(TrainerCallback):
     def _draw(self, at_once: bool = False) -> None:
         if self._live is None:
             return
-        self._panel.body = self._blocks()  # what is not drawn now is when the clock moves
-        now = time.monotonic()
+        self._stale, now = True, time.monotonic()  # what is not drawn now is when the clock moves
         if at_once or now - self._drawn >= REFRESH:
             self._drawn = now
             self._live.refresh()
+
+    def _current(self) -> Panel:
+        """The panel, made anew when something was seen since it was drawn: most rows of a fast run never are."""
+        if self._stale:
+            self._stale = False
+            with self._seeing:
+                self._panel.body = self._blocks()
+        return self._panel
 
     def _blocks(self) -> tuple[Block, ...]:
         return blocks(self._seen, self._probabilities(), str(self._report) if self._report.is_file() else "")
