@@ -10,6 +10,7 @@ from fe_posttrain.support.calls import IN, OUT, UNKNOWN
 from fe_posttrain.support.counts import Counts
 from fe_posttrain.support.displacement import Closure
 from fe_posttrain.support.report import report
+from fe_posttrain.support.words import down
 from fe_posttrain.tracking.probes import Probes, Round
 from fe_posttrain.training.recording import as_text
 
@@ -112,9 +113,9 @@ def shortened(text: str, most: int = 160) -> str:
 
 
 def in_brief(body: dict[str, Any]) -> str:
-    """The terms of the verdict on one line, percentage points; lower ends where they are certified."""
+    """The terms of the verdict on one line, percentage points; lower ends, rounded down, where they are certified."""
     terms = body["verdict"]
-    certified = ", ".join(f"{name} >= {terms[name]['low']:.1f}" for name in ("elicited", "created", "lost"))
+    certified = ", ".join(f"{name} >= {down(terms[name]['low'])}" for name in ("elicited", "created", "lost"))
     return f"gain {terms['gain']['value']:+.1f} points, {certified} at B = {body['key']['budget']}"
 
 

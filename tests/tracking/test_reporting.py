@@ -5,7 +5,14 @@ import pytest
 from datasets import Dataset
 
 from fe_posttrain.support.displacement import Closure
-from fe_posttrain.tracking.reporting import _bar_check, _closure_check, _floor_check, mean_over_prompts, training_shares
+from fe_posttrain.tracking.reporting import (
+    _bar_check,
+    _closure_check,
+    _floor_check,
+    in_brief,
+    mean_over_prompts,
+    training_shares,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +36,12 @@ def test_a_check_says_why():
     assert _bar_check({"df": 3.0, "se": None, "verdict": "not checked"})["why"] == "the draws of the two do not meet"
     assert _floor_check(0.2)["verdict"] == "failed" and _floor_check(0.01)["verdict"] == "passed"
     assert _floor_check(float("nan")) == {"verdict": "not checked", "rate": None}
+
+
+def test_a_line_about_a_probe_claims_no_more_than_the_bounds():
+    terms = {"gain": {"value": 37.96}, "elicited": {"low": 28.38}, "created": {"low": 0.06}, "lost": {"low": 0.0}}
+    brief = in_brief({"verdict": terms, "key": {"budget": 64}})
+    assert brief == "gain +38.0 points, elicited >= 28.3, created >= 0.06, lost >= 0.0 at B = 64"
 
 
 def test_families_count_among_probes_as_they_do_among_training_prompts():
