@@ -12,8 +12,8 @@ in a hash of the spec: whoever changes a spec makes a new preset, and old runs k
 
 A panel shows the newest table of each run, runs side by side; two runs of one name at the same step are drawn as one.
 
-Verified without a server: tables and chart settings arrive in an offline run, and both specs draw by Vega-Lite 5. Not
-verified: that wandb's own renderer draws them alike.
+Tested without a server: tables and chart settings arrive in an offline run. Not verified: how wandb's own renderer
+draws the specs, which are Vega-Lite 5.
 """
 
 import hashlib
