@@ -27,7 +27,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from fe_posttrain.sequences import Decoding, sample
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.tasks import chain_sum
 from fe_posttrain.tasks.pretraining_run import PretrainSettings, fit, new_model
 from fe_posttrain.tasks.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer

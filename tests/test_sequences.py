@@ -5,7 +5,10 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from fe_posttrain.sequences import Decoding, can_sample, sample, score
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.models import can_sample
+from fe_posttrain.sequences.sampling import sample
+from fe_posttrain.sequences.scoring import score
 
 VOCABULARY, PAD, EOS = 12, 0, 1
 SIZES = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}

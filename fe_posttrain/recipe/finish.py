@@ -12,7 +12,8 @@ from accelerate.utils import is_peft_model
 from transformers import AutoModelForCausalLM
 
 from fe_posttrain.recipe.cards import README
-from fe_posttrain.sequences import Decoding, sample
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.tasks import digits
 from fe_posttrain.training.checkpoints import NEVER_KEPT, discard
 from fe_posttrain.training.run import RunFolder

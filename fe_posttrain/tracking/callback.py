@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.utils import gather_object, is_peft_model
 from transformers import TrainerCallback
 
-from fe_posttrain.sequences import Decoding
+from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.support.budgets import Key, primary_budget
 from fe_posttrain.support.displacement import Closure, closure, rms, window
 from fe_posttrain.tracking.bank import banks_folder

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fe_posttrain.sequences import Decoding
+from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.support.budgets import ALPHA, DELTA
 from fe_posttrain.tasks.files import load_rows
 from fe_posttrain.tasks.rows import check_prompts, with_system_prompt

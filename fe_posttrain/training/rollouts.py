@@ -10,7 +10,9 @@ from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import nanstd, use_adapter
 
-from fe_posttrain.sequences import Decoding, can_sample, sample
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.models import can_sample
+from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
 from fe_posttrain.theory.gibbs import bernoulli_log_partition
 from fe_posttrain.theory.kl import KL_ESTIMATORS

@@ -9,7 +9,9 @@ import torch
 from random_llama import random_llama
 from transformers import AutoModelForCausalLM
 
-from fe_posttrain.sequences import Decoding, sample, score
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import ExactTerms, exact_gap, exact_probabilities, exact_terms, family_means
 

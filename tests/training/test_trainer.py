@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-from fe_posttrain.sequences import score
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.tasks import digits
 from fe_posttrain.training.reward_faults import RewardError
 

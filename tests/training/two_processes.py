@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-from fe_posttrain.sequences import score
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.training.reward_faults import RewardError
 
 ROWS, GROUP, STEPS = 12, 4, 2  # on two processes, rows 4-7 of each step are one group on both
