@@ -51,6 +51,8 @@ class FreeEnergyConfig(GRPOConfig):
         beta_final: last value of beta; needed by every schedule but constant.
         estimator: `sequence` (shaped reward of the whole completion; exact gradient of F), `sequence_to_go`
             (each token is charged the KL that follows it; exact too), or `trl` (TRL's own GRPO step, unchanged).
+        share_prompts: forward each prompt once for all completions of its group, in the update too; default on, off
+            under `estimator: trl`. The gradient is the same.
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
@@ -69,6 +71,7 @@ class FreeEnergyConfig(GRPOConfig):
     estimator: str = _key("sequence", "Gradient estimator: sequence, sequence_to_go or trl.")
     beta_schedule: str = _key("constant", "How beta moves to beta_final: constant, linear or cosine.")
     beta_final: float | None = _key(None, "Value of beta at the last step.")
+    share_prompts: bool | None = _key(None, "Forward a prompt once for its group; default on, off under trl.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")

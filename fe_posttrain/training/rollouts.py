@@ -1,14 +1,13 @@
 """Rollouts under the exact estimator: sampled with their log-probs, shaped by reward and KL, given advantages."""
 
 import logging
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import nanstd, use_adapter
+from trl.trainer.utils import nanstd
 
 from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.models import can_sample
@@ -17,18 +16,18 @@ from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advant
 from fe_posttrain.theory.gibbs import bernoulli_log_partition
 from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
-from fe_posttrain.training.as_sft import RunsAsSFT
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
 from fe_posttrain.training.rollout_events import RolloutEvents
+from fe_posttrain.training.scoring import ScoresRollouts
 
 logger = logging.getLogger(__name__)
 
 KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is known, the gap is logged
 
 
-class ShapesRollouts(RunsAsSFT):
+class ShapesRollouts(ScoresRollouts):
     """Wraps GRPOTrainer's rollouts and policy loss so that the mean gradient is that of F.
 
     TRL's own KL is off (`beta` of the trainer is 0); ours is in the advantages. Under `estimator: trl` TRL's step
@@ -37,6 +36,7 @@ class ShapesRollouts(RunsAsSFT):
 
     def _set_up_rollouts(self) -> None:
         args = self.args
+        self._set_up_scoring()
         self._exact = args.estimator != "trl"
         self.beta = 0.0 if self._exact else args.beta
         self._beta_in_force = args.beta
@@ -46,8 +46,6 @@ class ShapesRollouts(RunsAsSFT):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
-        self._on_log_probs = None
-        self._last_log_probs: Tensor | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
@@ -135,13 +133,12 @@ class ShapesRollouts(RunsAsSFT):
         if not self._exact:
             if weight != 1:
                 batch["advantages"] = batch["advantages"] * weight
-            self._tell(inputs, batch, mode)
-            return batch
-        self._shape(batch, rewards, mode)
+        else:
+            self._shape(batch, rewards, mode)
         self._tell(inputs, batch, mode)
-        if all(p is not None for p in known_p):
+        if self._exact and all(p is not None for p in known_p):
             self._record_gap(torch.tensor(known_p, device=rewards.device), mode)
-        return batch
+        return self._by_group(batch) if mode == "train" else batch
 
     def _tell(self, inputs: list[dict], batch: dict, mode: str) -> None:
         """Hand the rollouts to callbacks; `batch` loses what only they read."""
@@ -204,30 +201,6 @@ class ShapesRollouts(RunsAsSFT):
             return nanstd(rewards).expand_as(rewards) + 1e-4
         return nanstd(rewards.view(-1, group), dim=1).repeat_interleave(group) + 1e-4
 
-    def _score(self, model, batch: dict) -> Tensor:
-        """Log-probs (B, T) of the batch's completions under `model`, by the forward that the loss uses; no grad."""
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        with (
-            torch.no_grad(),
-            self._watching_log_probs(None),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-        ):
-            return self._get_per_token_logps_and_entropies(
-                model, ids, mask, batch["completion_ids"].size(1), batch_size=self._scoring_batch_size()
-            )[0]
-
-    def _scoring_batch_size(self) -> int:
-        training = self.model.training
-        return self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-
-    def _score_reference(self, batch: dict) -> Tensor:
-        if self.ref_model is not None:
-            return self._score(self.ref_model, batch)
-        model = self.accelerator.unwrap_model(self.model)
-        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-            return self._score(self.model, batch)
-
     def _log_ratio(self, batch: dict, mask: Tensor) -> Tensor:
         """log pi - log reference of every trained token, (B, T), zero elsewhere; nats."""
         log_reference = self._score_reference(batch)
@@ -261,23 +234,8 @@ class ShapesRollouts(RunsAsSFT):
                     apart,
                 )
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        self._last_log_probs = scored[0].detach()
-        if self._on_log_probs is not None:
-            self._on_log_probs(self._last_log_probs)
-        return scored
-
-    @contextmanager
-    def _watching_log_probs(self, watcher):
-        """Hand the policy's log-probs to `watcher` after the loss's forward and before TRL uses the batch."""
-        before, self._on_log_probs = self._on_log_probs, watcher
-        try:
-            yield
-        finally:
-            self._on_log_probs = before
-
     def _compute_loss(self, model, inputs):
+        self._by_row(inputs)
         watcher = self._refresher(inputs) if self._exact else self._recorder(inputs)
 
         def watch(log_policy: Tensor) -> None:
@@ -285,9 +243,16 @@ class ShapesRollouts(RunsAsSFT):
             if watcher is not None:
                 watcher(log_policy)
 
-        with self._watching_log_probs(watch):
+        with self._watching_log_probs(watch), self._without_backward(self._rows_with_gradient(inputs)):
             loss = super()._compute_loss(model, inputs)
         return loss * (self.max_completion_length / self._divisor) if self._exact else loss
+
+    def _rows_with_gradient(self, inputs: dict) -> Tensor | None:
+        """Which rows (B,) have a gradient under the exact estimators: those with an advantage. None: ask not."""
+        moves = "energy_reward" in inputs and self._beta_in_force > 0  # advantages come with the forward
+        if not self._exact or moves or self._entropy_bonus_enabled:
+            return None
+        return (inputs["advantages"] != 0).view(len(inputs["advantages"]), -1).any(1)
 
     def _recorder(self, inputs: dict):
         """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""
