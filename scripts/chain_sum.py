@@ -62,7 +62,7 @@ def success(model: torch.nn.Module, rows: list[dict], draws: int = DRAWS) -> dic
     """Number of terms -> rewards of `draws` completions of each row of that many terms, drawn at temperature 1."""
     rows = [row for row in rows for _ in range(draws)]
     tokenizer = build_tokenizer(SYMBOLS)
-    ids, _ = sample(
+    ids, _, _ = sample(
         model,
         tokenizer([row["prompt"] for row in rows])["input_ids"],
         Decoding(LONGEST),

@@ -29,7 +29,7 @@ def build(name: str):
 
 
 def draw(model, decoding, prompts=PROMPTS):
-    return sample(model, prompts, decoding, eos_token_ids=[EOS], pad_token_id=PAD)
+    return sample(model, prompts, decoding, eos_token_ids=[EOS], pad_token_id=PAD)[:2]
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -95,7 +95,7 @@ def samples(probes: dict, model_path: str, trainer: FreeEnergyTrainer, tokenizer
     with torch.random.fork_rng(devices=[]) if policy.device.type == "cpu" else nullcontext():
         torch.manual_seed(0)
         for end, model in (("before", reference), ("after", policy)):
-            ids, _ = sample(
+            ids, _, _ = sample(
                 model.eval(),
                 prompt_ids,
                 Decoding(trainer.args.max_completion_length),

@@ -1,5 +1,7 @@
 """Draw completions with the log-prob of every token, after temperature and truncation: the law they were drawn from."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
@@ -7,6 +9,14 @@ from transformers.cache_utils import DynamicLayer
 from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.models import empty_cache
 from fe_posttrain.sequences.prompts import pad_left, positions
+
+
+class Drawn(NamedTuple):
+    """N completions: lists of token ids, and as many log-probs and entropies of the law of each token, in nats."""
+
+    completion_ids: list[list[int]]
+    log_probs: list[list[float]]
+    entropies: list[list[float]]
 
 
 @torch.no_grad()
@@ -17,7 +27,7 @@ def sample(
     *,
     eos_token_ids: list[int],
     pad_token_id: int,
-) -> tuple[list[list[int]], list[list[float]]]:
+) -> Drawn:
     """Draw one completion per row, with the log-prob of every token under the sampler.
 
     A prompt that stands in consecutive rows (a group) is prefilled once and its cache repeated. Rows that have
@@ -29,9 +39,6 @@ def sample(
         decoding: temperature, truncation and length.
         eos_token_ids: tokens that end a completion; the token itself belongs to the completion.
 
-    Returns:
-        N lists of completion token ids, and N lists of as many log-probs (nats).
-
     Raises:
         FloatingPointError: the model's probabilities are NaN.
     """
@@ -40,12 +47,12 @@ def sample(
     warpers, eos = decoding.warpers(), torch.tensor(eos_token_ids, device=device)
     n, length = len(prompt_ids), decoding.max_new_tokens
     tokens = torch.full((n, length), pad_token_id, device=device)
-    log_probs = torch.zeros(n, length, device=device)
+    log_probs, entropies = torch.zeros(2, n, length, device=device)
     lengths = torch.full((n,), length, device=device)
     rows = torch.arange(n, device=device)  # which completion each row of the running batch belongs to
     for t in range(length):
         step_log_probs = warpers(None, logits.float()).log_softmax(-1)
-        drawn = _draw(step_log_probs, t)
+        drawn, entropies[rows, t] = _draw(step_log_probs, t)
         tokens[rows, t] = drawn[:, 0]
         log_probs[rows, t] = step_log_probs.gather(1, drawn)[:, 0]
         running = ~torch.isin(drawn[:, 0], eos) & (lengths[rows] == length)
@@ -59,19 +66,21 @@ def sample(
             rows, drawn = rows[keep], drawn[keep]
         logits = decode.next(drawn)
     ends = lengths.tolist()
-    return (
-        [row[:end] for row, end in zip(tokens.tolist(), ends, strict=True)],
-        [row[:end] for row, end in zip(log_probs.tolist(), ends, strict=True)],
+    return Drawn(
+        *([row[:end] for row, end in zip(x.tolist(), ends, strict=True)] for x in (tokens, log_probs, entropies))
     )
 
 
-def _draw(log_probs: Tensor, t: int) -> Tensor:
-    """One token (rows, 1) of each law (rows, V), where its summed probabilities, in float64, first pass a uniform draw.
+def _draw(log_probs: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """One token (rows, 1) of each law (rows, V), and the entropy of each law (rows,).
+
+    The token is where the law's summed probabilities, in float64, first pass a uniform draw.
 
     One random number a row: drawing by one number a token, as `torch.multinomial` does, takes longer than the whole
     model at a large vocabulary.
     """
-    summed = log_probs.exp().cumsum(-1, dtype=torch.float64)
+    probs = log_probs.exp()
+    summed = probs.cumsum(-1, dtype=torch.float64)
     total = summed[:, -1:]
     if bool(total.isnan().any()):
         raise FloatingPointError(
@@ -79,7 +88,9 @@ def _draw(log_probs: Tensor, t: int) -> Tensor:
             "precision are broken; look at the last good checkpoint and lower learning_rate"
         )
     drawn = torch.searchsorted(summed, total * torch.rand_like(total), right=True)
-    return drawn.clamp(max=log_probs.shape[1] - 1)
+    # A token that is cut off has log-prob -inf and adds nothing.
+    entropy = -(probs * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    return drawn.clamp(max=log_probs.shape[1] - 1), entropy
 
 
 class _RoomyLayer(DynamicLayer):

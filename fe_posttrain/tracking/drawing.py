@@ -85,7 +85,7 @@ class Drawing:
 
         def one(batch: np.ndarray, number: int) -> list:
             torch.manual_seed(_seed(*seed, number))
-            ids, log_probs = sample(
+            ids, log_probs, _ = sample(
                 model,
                 [self.prompt_ids[i] for i in batch],
                 self.decoding,

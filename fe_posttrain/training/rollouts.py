@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import nanstd
 
@@ -46,6 +47,7 @@ class ShapesRollouts(ScoresRollouts):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
+        self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
@@ -69,16 +71,24 @@ class ShapesRollouts(ScoresRollouts):
     @staticmethod
     def _rollout(prompts: list, trainer: "ShapesRollouts") -> dict[str, list]:
         """TRL's `rollout_func`: draw completions and keep the log-probs they were drawn with."""
-        prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+        prompt_ids = trainer._tokenize_groups(prompts)
         with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
-            completion_ids, log_probs = sample(
+            drawn = sample(
                 trainer.accelerator.unwrap_model(trainer.model_wrapped),
                 prompt_ids,
                 trainer._decoding,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
             )
-        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": log_probs}
+        trainer._drawn_entropies = drawn.entropies
+        return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs}
+
+    def _tokenize_groups(self, prompts: list) -> list[list[int]]:
+        """Token ids of each prompt; one that stands in consecutive rows is tokenised once."""
+        different = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
+        ids = self._tokenize_prompts([prompts[i] for i in different])[0]
+        counts = [stop - start for start, stop in zip(different, [*different[1:], len(prompts)], strict=True)]
+        return [found for found, count in zip(ids, counts, strict=True) for _ in range(count)]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -123,7 +133,7 @@ class ShapesRollouts(ScoresRollouts):
             self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
         if not self._exact:
             self.beta = self._beta_in_force
-        known_p = [row.get(KNOWN_P) for row in inputs]
+        known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
         batch = super()._generate_and_score_completions(inputs)
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
@@ -174,6 +184,9 @@ class ShapesRollouts(ScoresRollouts):
         local = slice(rank * rows, (rank + 1) * rows)
         advantages = advantages / scale
         batch["advantages"] = advantages[local]
+        if self._trusts_sampler and self._drawn_entropies is not None and "old_per_token_logps" not in batch:
+            drawn = [torch.tensor(row, device=rewards.device) for row in self._drawn_entropies]
+            batch["sampling_entropies"] = pad_sequence(drawn, batch_first=True)
         self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]
@@ -243,7 +256,7 @@ class ShapesRollouts(ScoresRollouts):
             if watcher is not None:
                 watcher(log_policy)
 
-        with self._watching_log_probs(watch), self._without_backward(self._rows_with_gradient(inputs)):
+        with self._watching_log_probs(watch), self._without_idle(inputs, self._rows_with_gradient(inputs)):
             loss = super()._compute_loss(model, inputs)
         return loss * (self.max_completion_length / self._divisor) if self._exact else loss
 

@@ -29,6 +29,7 @@ class ScoresRollouts(RunsAsSFT):
         self._on_log_probs = None
         self._last_log_probs: Tensor | None = None
         self._has_gradient: Tensor | None = None  # rows of the loss at hand whose advantage is not zero
+        self._known: tuple[Tensor, Tensor] | None = None  # their log-probs and entropies, where the sampler told them
         wanted = args.share_prompts if args.share_prompts is not None else args.estimator != "trl"
         self._trims = args.estimator != "trl"
         why_not = self._cannot_share() if wanted and args.generates else None
@@ -130,13 +131,15 @@ class ScoresRollouts(RunsAsSFT):
             self._on_log_probs = before
 
     @contextmanager
-    def _without_backward(self, has_gradient: Tensor | None):
-        """Inside, the loss's forward keeps no graph for rows that are False in `has_gradient` (B,)."""
-        before, self._has_gradient = self._has_gradient, has_gradient
+    def _without_idle(self, batch: dict, has_gradient: Tensor | None):
+        """Inside, the loss's forward leaves out the rows that are False in `has_gradient` (B,)."""
+        self._has_gradient = has_gradient
+        if "sampling_entropies" in batch:  # drawn by the policy as it is
+            self._known = batch["sampling_per_token_logps"], batch["sampling_entropies"]
         try:
             yield
         finally:
-            self._has_gradient = before
+            self._has_gradient = self._known = None
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
@@ -184,31 +187,28 @@ class ScoresRollouts(RunsAsSFT):
             batch: prompts and their mask (B, P), completions and their mask (B, T).
         """
         lengths = batch[3].sum(1).clamp(min=1).tolist()
+        moved, idle = self._by_gradient(lengths)
         found = []
-        for rows, graph in self._by_graph(lengths, batch[3].device):
-            found += self._forwards(model, batch, rows, lengths, graph)
+        if idle and self._known is not None:
+            found.append((idle, *(x[idle] for x in self._known)))
+        elif idle:
+            found += self._forwards(model, batch, idle, lengths, graph=False)
+        found += self._forwards(model, batch, moved, lengths, graph=True)
         if len(found) == 1:
             return found[0][1:]
         order = torch.tensor([row for rows, _, _ in found for row in rows], device=batch[3].device).argsort()
         log_probs = torch.cat([part[1] for part in found])[order]
         return log_probs, None if found[0][2] is None else torch.cat([part[2] for part in found])[order]
 
-    def _by_graph(self, lengths: list[int], device) -> list[tuple[list[int], bool]]:
-        """Rows, and whether their forward keeps a graph.
-
-        Rows without gradient go apart if what is saved, two thirds of their cost, is more than one forward's overhead.
-        One row at least keeps its graph: the loss must have a backward.
-        """
+    def _by_gradient(self, lengths: list[int]) -> tuple[list[int], list[int]]:
+        """Rows to forward with a graph, and rows without gradient; one at least keeps it: the loss has a backward."""
         rows = list(range(len(lengths)))
         if self._has_gradient is None or not torch.is_grad_enabled():
-            return [(rows, True)]
+            return rows, []
         moved = self._has_gradient.tolist()
         if not any(moved):
             moved[min(rows, key=lengths.__getitem__)] = True
-        idle = [row for row in rows if not moved[row]]
-        if sum(lengths[row] for row in idle) * 2 / 3 < call_in_tokens(device):
-            return [(rows, True)]
-        return [(idle, False), ([row for row in rows if moved[row]], True)]
+        return [row for row in rows if moved[row]], [row for row in rows if not moved[row]]
 
     def _forwards(self, model, batch: tuple[Tensor, ...], rows: list[int], lengths: list[int], graph: bool) -> list:
         """(rows, log-probs, entropies or None) of each forward over `rows`, as wide as the batch.
