@@ -53,6 +53,9 @@ class FreeEnergyConfig(GRPOConfig):
             (each token is charged the KL that follows it; exact too), or `trl` (TRL's own GRPO step, unchanged).
         share_prompts: forward each prompt once for all completions of its group, in the update too; default on, off
             under `estimator: trl`. The gradient is the same.
+        quiet_group_rate: q, the probability with which a group whose rewards are all equal is trained on, weighted by
+            1/q: its KL is then estimated from fewer groups, without bias. Under beta = 0 such groups have no gradient
+            and are left out whatever q is.
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
@@ -72,6 +75,7 @@ class FreeEnergyConfig(GRPOConfig):
     beta_schedule: str = _key("constant", "How beta moves to beta_final: constant, linear or cosine.")
     beta_final: float | None = _key(None, "Value of beta at the last step.")
     share_prompts: bool | None = _key(None, "Forward a prompt once for its group; default on, off under trl.")
+    quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
@@ -171,6 +175,11 @@ class FreeEnergyConfig(GRPOConfig):
             found.append(
                 f"beta_final: {self.beta_final} with beta_schedule {self.beta_schedule}; a schedule needs its last "
                 "value and a constant has none; write both or neither"
+            )
+        if self.quiet_group_rate != 1 and self.estimator == "trl":
+            found.append(
+                f"quiet_group_rate: {self.quiet_group_rate} with estimator trl; TRL's step is left as it is; leave it "
+                "out, or take another estimator"
             )
         if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
             found.append(

@@ -83,6 +83,7 @@ _RANGES: dict[Range, str] = {
     "router_aux_loss_coef neftune_noise_alpha",
     SHARE: "min_p top_entropy_quantile ref_model_mixup_alpha reward_fault_limit label_smoothing_factor",
     Range("it is a share of the probability", 0, 1, open_low=True): "top_p",
+    Range("groups are weighted by its inverse", 0, 1, open_low=True): "quiet_group_rate",
     Range("it is a share of the GPU's memory", 0, 1, open_low=True): "vllm_gpu_memory_utilization",
     Range("it is the share that is dropped", 0, 1, open_high=True): "lora_dropout",
     DECAY: "adam_beta1 adam_beta2",

@@ -3,6 +3,7 @@
 import logging
 from dataclasses import replace
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -179,6 +180,8 @@ class ShapesRollouts(ScoresRollouts):
             advantages, baseline = sum_to_go_advantages(rewards, gather(padded), **settings)
             advantages, baseline = advantages[:, :width], baseline[:, :width]
         scale = self._reward_scale(rewards, group)
+        if mode == "train" and args.quiet_group_rate < 1:
+            scale = scale / self._group_weights(rewards, group)
         scale = scale if advantages.dim() == 1 else scale[:, None]
         rank, rows = self.accelerator.process_index, len(mask)
         local = slice(rank * rows, (rank + 1) * rows)
@@ -213,6 +216,18 @@ class ShapesRollouts(ScoresRollouts):
         if self.args.scale_rewards == "batch":
             return nanstd(rewards).expand_as(rewards) + 1e-4
         return nanstd(rewards.view(-1, group), dim=1).repeat_interleave(group) + 1e-4
+
+    def _group_weights(self, rewards: Tensor, group: int) -> Tensor:
+        """1 for rows (N,) of groups with reward signal; of those without, 1/q with probability q and else 0.
+
+        The mean over draws is 1 for every row, so the expected gradient is that of all groups. The draw depends on
+        seed and step alone: the same on every process and after a resume.
+        """
+        rate, grouped = self.args.quiet_group_rate, rewards.view(-1, group)
+        drawn = np.random.default_rng([self.args.seed, self.state.global_step]).random(len(grouped))
+        weights = torch.as_tensor((drawn < rate) / rate, dtype=rewards.dtype, device=rewards.device)
+        quiet = (grouped == grouped[:, :1]).all(1)
+        return torch.where(quiet, weights, 1.0).repeat_interleave(group)
 
     def _log_ratio(self, batch: dict, mask: Tensor) -> Tensor:
         """log pi - log reference of every trained token, (B, T), zero elsewhere; nats."""
@@ -262,10 +277,12 @@ class ShapesRollouts(ScoresRollouts):
 
     def _rows_with_gradient(self, inputs: dict) -> Tensor | None:
         """Which rows (B,) have a gradient under the exact estimators: those with an advantage. None: ask not."""
-        moves = "energy_reward" in inputs and self._beta_in_force > 0  # advantages come with the forward
-        if not self._exact or moves or self._entropy_bonus_enabled:
+        if not self._exact or self._entropy_bonus_enabled:
             return None
-        return (inputs["advantages"] != 0).view(len(inputs["advantages"]), -1).any(1)
+        rows = len(inputs["advantages"])
+        if "energy_reward" in inputs and self._beta_in_force > 0:  # advantages come with the forward
+            return inputs["energy_scale"].view(rows, -1).isfinite().all(1)
+        return (inputs["advantages"] != 0).view(rows, -1).any(1)
 
     def _recorder(self, inputs: dict):
         """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import small
 import torch
@@ -11,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.sequences.scoring import score
+from fe_posttrain.training import scoring
 from fe_posttrain.training.reward_faults import RewardError
 
 ROWS, GROUP, STEPS = 12, 4, 2  # on two processes, rows 4-7 of each step are one group on both
@@ -54,6 +56,36 @@ def straddling(folder: Path, processes: int, estimator: str) -> list[dict[str, t
         demo_dataset=small.demonstrations(),
         rollout_func=fixed_rollouts,
     )
+    return record.gradients
+
+
+def whole_groups(folder: Path, processes: int, shares: bool) -> list[dict[str, torch.Tensor]]:
+    """Gradients with whole groups on each process, at beta 0: one has less to forward than the other, and no signal
+    at all in its first step."""
+
+    def reward(completion_ids, **_):
+        rewards = small.length_reward(completion_ids)
+        first = os.environ.get("RANK", "0") == "0"
+        return [1.0 if first and i < 8 else reward for i, reward in enumerate(rewards)]
+
+    with patch.object(scoring, "call_in_tokens", lambda device: 1):  # a forward costs nothing: several are made
+        record, _ = small.run(
+            FreeEnergyTrainer,
+            FreeEnergyConfig,
+            folder,
+            settings={
+                **small.ROLLOUTS,
+                "max_steps": STEPS,
+                "per_device_train_batch_size": 16 // processes,
+                "beta": 0.0,
+                "max_grad_norm": 0.0,
+                "share_prompts": shares,
+            },
+            model=small.model(),
+            reward_funcs=[reward],
+            train_dataset=small.prompts(),
+            rollout_func=fixed_rollouts,
+        )
     return record.gradients
 
 
@@ -124,6 +156,7 @@ def faulty_on_rank_1(folder: Path, policy: str) -> dict:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
+    found["whole groups"] = whole_groups(where, 2, True)
     found["sft"] = sft_parity(where)
     found["paired"] = paired_with_gaps(where)
     for policy in ("stop", "mask"):
