@@ -1,5 +1,6 @@
 """The trainers that scripts/bench.py compares: built alike, and timed alike."""
 
+import logging
 import os
 import tempfile
 import time
@@ -16,7 +17,8 @@ os.environ["CI"] = "1"  # TRL counts its trainers otherwise
 
 import datasets
 import torch
-from transformers import PrinterCallback, TrainerCallback, logging
+import transformers
+from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
@@ -34,7 +36,8 @@ GPU = torch.cuda.is_available()
 
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
-logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+logging.getLogger("fe_posttrain").setLevel(logging.ERROR)
 scratch = tempfile.TemporaryDirectory()
 
 

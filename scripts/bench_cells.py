@@ -170,9 +170,9 @@ class Demonstrations:
     """Random demonstrations whose lengths, prompt and completion together, are log-uniform from `shortest` on."""
 
     shortest: int = 16
-    longest: int = 320
+    longest: int = 256
     batch: int = 16
-    rows: int = 256
+    rows: int = 160
     shape: Shape = field(default_factory=Shape)
     epochs: int = 1
 
@@ -293,7 +293,7 @@ MATRIX = {
     ),
     "h": Cell(
         "demonstrations, second epoch",
-        Demonstrations(rows=128, epochs=2),
+        Demonstrations(epochs=2),
         {"with KL": (OURS, SFT | {"beta": BETA, "kl_sampler": "demonstrations"}), "beta 0": (OURS, SFT)},
         (Bar("with KL", "beta 0", 1 / 1.05),),
         memory=None,

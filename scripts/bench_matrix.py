@@ -132,10 +132,15 @@ def require_same_lengths(work: Rollouts, lengths: dict[str, float], pairs: int) 
         raise RuntimeError(f"mean lengths of completions differ, so times are not of the same work: {lengths}")
 
 
+def verdict(figure: float, high: float, least: float) -> str:
+    """`met`, `not met`, or `open`: the figure is below the bar, and the bar below the upper end of its interval."""
+    return "met" if figure >= least else "open" if high >= least else "not met"
+
+
 def _time(bar, runs: dict[str, list[dict[str, float]]]) -> dict:
     steps = {name: [run["step"] for run in runs[name]] for name in (bar.ours, bar.theirs)}
     found = ratio(steps[bar.theirs], steps[bar.ours])
-    met = None if bar.least is None else found["ratio"] >= bar.least
+    met = None if bar.least is None else verdict(found["ratio"], found["interval"][1], bar.least)
     return {"ours": bar.ours, "theirs": bar.theirs, "times_as_fast": found.pop("ratio"), **found,
             "at_least": bar.least, "met": met}  # fmt: skip
 
@@ -143,7 +148,7 @@ def _time(bar, runs: dict[str, list[dict[str, float]]]) -> dict:
 def _memory(cell: Cell, arms: dict) -> dict:
     first = cell.bars[0]
     share = arms[first.ours]["update_mib"] / arms[first.theirs]["update_mib"]
-    met = None if cell.memory is None else share <= cell.memory
+    met = None if cell.memory is None else verdict(-share, -share, -cell.memory)
     return {"ours": first.ours, "theirs": first.theirs, "ratio": share, "at_most": cell.memory, "met": met}
 
 
@@ -163,13 +168,16 @@ def table(record: dict) -> Table:
             )
         memory = cell["memory"]
         bar = "" if memory["at_most"] is None else f"<= {memory['at_most']:.3g}"
-        what = f"  memory of {memory['ours']}'s update / {memory['theirs']}'s"
+        what = f"  memory of an update, {memory['ours']} / {memory['theirs']}"
         shown.add_row(what, f"[bold]{memory['ratio']:.3f}[/bold]", "", bar, _word(memory["met"]))
     return shown
 
 
-def _word(met: bool | None) -> str:
-    return {True: "[green]met[/green]", False: "[red]not met[/red]", None: ""}[met]
+COLOURS = {"met": "green", "open": "yellow", "not met": "red"}
+
+
+def _word(met: str | None) -> str:
+    return f"[{COLOURS[met]}]{met}[/]" if met else ""
 
 
 def details(cell: dict) -> list[str]:
