@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 
 import psutil
+from rich.console import Console
+from rich.table import Table
 
 WATCHED = {  # class: where it is
     "RunRecorder": "fe_posttrain.training.recording",
@@ -67,6 +69,7 @@ def measure(steps: int = 300) -> dict:
     for method in ("on_train_begin", "on_train_end"):
         setattr(board, method, _then(getattr(board, method), lambda: service.append(_of_service())))
     from fe_posttrain.recipe.launch import launch
+    from fe_posttrain.training.run import library_versions
 
     words = ["--max_steps", str(steps), "--support_steps", str(steps // 2)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -79,7 +82,21 @@ def measure(steps: int = 300) -> dict:
         "sum": sum(each.values()),
         "ms_per_probe": {name: 1e3 * seconds / 2 for name, seconds in clock.spent[PROBE].items()},
         "seconds_once": sum(clock.spent[ONCE].values()),
+        "versions": library_versions(),
     }
+
+
+def show(record: dict, console: Console) -> None:
+    """The record for a person."""
+    shown = Table("logging, CPU milliseconds", box=None, header_style="bold")
+    for title in ("a step", "a probe"):
+        shown.add_column(title, justify="right")
+    probed = record["ms_per_probe"]
+    for name, cost in record["ms_per_step"].items():
+        shown.add_row(name, f"{cost:.2f}", f"{probed[name]:.0f}" if name in probed else "")
+    shown.add_row("[bold]all[/bold]", f"[bold]{record['sum']:.2f}[/bold]", f"{sum(probed.values()):.0f}")
+    console.print(shown)
+    console.print(f"and {record['seconds_once']:.1f} CPU-seconds once, when training begins", style="dim")
 
 
 def _then(method, after):
