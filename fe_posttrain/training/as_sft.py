@@ -118,16 +118,17 @@ class RunsAsSFT(GRPOTrainer):
         self._record(mode, "free_energy/demonstration", weight * loss.detach() / scale, sequences)
         loss = loss if weight == 1 else weight * loss
         if log_reference is not None:
-            loss = loss + scale * self._penalty(mode, self._log_ratios.of(log_reference, seen[0].log_probs))
+            log_ratios = self._log_ratios.of(inputs, log_reference, seen[0].log_probs)
+            loss = loss + scale * self._penalty(mode, log_ratios, sequences)
         return (loss, out[1]) if return_outputs else loss
 
-    def _penalty(self, mode: str, log_ratios: Tensor) -> Tensor:
-        """beta/2 sum l^2 over the demonstrations of a micro-batch; l (sequences,) in nats."""
+    def _penalty(self, mode: str, log_ratios: Tensor, sequences: int) -> Tensor:
+        """beta/2 sum l^2 over the demonstrations of a micro-batch; l in nats, 0 for those without trained tokens."""
         if mode == "train":
             self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
         halved_squares = log_ratios.square().sum() / 2
         stop_unless_finite(self.accelerator, "demonstration penalty", halved_squares, log_ratios)
-        self._record(mode, "free_energy/demonstration_penalty", halved_squares.detach(), len(log_ratios))
+        self._record(mode, "free_energy/demonstration_penalty", halved_squares.detach(), sequences)
         self._metrics[mode]["free_energy/beta"].append(self._beta_in_force)
         return self._beta_in_force * halved_squares
 

@@ -54,7 +54,7 @@ class FreeEnergyConfig(GRPOConfig):
             optimum is l = w_d/beta on every demonstration, where normalisation leaves room; mass elsewhere is not
             held. Needs w_r = 0, w_d > 0 and beta > 0.
         reference_cache_mib: MiB on disk for the reference's log-probs of demonstrations, shared by all runs (folder
-            `reference` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain); 0: score them at every step.
+            `log_probs` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain); 0: score them at every step.
         estimator: `sequence` (shaped reward of the whole completion; exact gradient of F), `sequence_to_go`
             (each token is charged the KL that follows it; exact too), or `trl` (TRL's own GRPO step, unchanged).
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.

@@ -21,8 +21,8 @@ _NAMES_ONLY = ("_name_or_path", "transformers_version")  # of a model's config: 
 class Demonstrated:
     """The demonstrations of a collated batch, in the order of their tokens: padded rows, or stretches of a flat one.
 
-    `rows`: token ids and labels of each as bytes; `tokens` (sequences,): how many of each are trained. Those without
-    a trained token are left out.
+    `rows`: token ids and labels of each as bytes; `tokens`: how many of each are trained. Those without a trained
+    token are left out.
     """
 
     rows: list[bytes]
@@ -30,28 +30,20 @@ class Demonstrated:
 
     @classmethod
     def of(cls, inputs: dict[str, Tensor]) -> "Demonstrated":
-        ids, labels = (inputs[key].cpu().numpy().astype("<i4") for key in ("input_ids", "labels"))
+        pairs = torch.stack([inputs["input_ids"], inputs["labels"]], dim=-1).cpu().numpy().astype("<i4")
         if "cu_seq_lens_q" in inputs:
             ends = inputs["cu_seq_lens_q"].tolist()
             places = [(0, start, end) for start, end in itertools.pairwise(ends)]
         else:
             places = [(row, 0, end) for row, end in enumerate(inputs["attention_mask"].sum(1).tolist())]
-        rows, tokens = [], []
-        for row, start, end in places:
-            targets = labels[row, start + 1 : end]  # the first token is nobody's next one
-            if count := int(np.count_nonzero(targets != -100)):
-                rows.append(ids[row, start:end].tobytes() + targets.tobytes())
-                tokens.append(count)
-        return cls(rows, tokens)
-
-
-@dataclass(frozen=True)
-class ReferenceLogProbs:
-    """`log_probs` (tokens,) under the reference where `trained` (rows, T - 1) is true; `tokens` of each sequence."""
-
-    log_probs: Tensor
-    trained: Tensor
-    tokens: list[int]
+        for row, start, _ in places:
+            pairs[row, start, 1] = -100  # the first token is nobody's next one
+        before = np.zeros((pairs.shape[0], pairs.shape[1] + 1), dtype=int)  # trained tokens before each position
+        np.cumsum(pairs[..., 1] != -100, axis=1, out=before[:, 1:])
+        rows, starts, ends = zip(*places, strict=True)
+        counts = (before[rows, ends] - before[rows, starts]).tolist()
+        kept = [(pairs[row, start:end].tobytes(), n) for (row, start, end), n in zip(places, counts, strict=True) if n]
+        return cls([row for row, _ in kept], [n for _, n in kept])
 
 
 class LogRatios:
@@ -77,33 +69,37 @@ class LogRatios:
         parts = [fingerprint, json.dumps(config, sort_keys=True, default=str), trainer.accelerator.mixed_precision]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=32).digest()
 
-    def reference_of(self, inputs: dict[str, Tensor]) -> "ReferenceLogProbs":
+    def reference_of(self, inputs: dict[str, Tensor]) -> Tensor:
         """Log-probs of a batch under the reference: kept ones where all of them are, else by its own forward.
 
         Args:
             inputs: a batch of SFTTrainer's collator, on the device.
 
+        Returns:
+            (rows, T - 1), of the labels after the first position, zero where they are -100.
+
         Raises:
             ValueError: the cache cannot be used.
         """
+        if self._cache is None:
+            return self._score(inputs)
         found, trained = Demonstrated.of(inputs), inputs["labels"][:, 1:] != -100
-        keys, known = [], {}
-        if self._cache is not None:
-            keys = [ReferenceCache.key_of(self._name, row) for row in found.rows]
-            known = self._cache.read(keys)
-            if keys and all(key in known for key in keys):
-                kept = torch.from_numpy(np.concatenate([known[key] for key in keys]))
-                return ReferenceLogProbs(kept.to(trained.device), trained, found.tokens)
-        scored = self._score(inputs)[trained].float()
-        if keys:
-            parts = scored.cpu().split(found.tokens)
-            self._cache.write({k: part.numpy() for k, part in zip(keys, parts, strict=True) if k not in known})
-        return ReferenceLogProbs(scored, trained, found.tokens)
+        keys = [ReferenceCache.key_of(self._name, row) for row in found.rows]
+        known = self._cache.read(keys)
+        if all(key in known for key in keys):
+            kept = np.concatenate([np.zeros(0, dtype=np.float32), *(known[key] for key in keys)])
+            return torch.zeros(trained.shape, device=trained.device).masked_scatter(
+                trained, torch.from_numpy(kept).to(trained.device)
+            )
+        scored = self._score(inputs)
+        parts = scored[trained].cpu().split(found.tokens)
+        self._cache.write({k: part.numpy() for k, part in zip(keys, parts, strict=True) if k not in known})
+        return scored
 
     def _score(self, inputs: dict[str, Tensor]) -> Tensor:
         """(rows, T - 1) by the forward of the loss, without dropout and gradients."""
         with torch.no_grad(), self._at_reference() as model:
-            return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+            return model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
 
     @contextmanager
     def _at_reference(self):
@@ -121,22 +117,23 @@ class LogRatios:
         finally:
             policy.train(training)
 
-    def of(self, log_reference: "ReferenceLogProbs", log_policy: Tensor) -> Tensor:
-        """l of each demonstration of a batch with trained tokens, (sequences,), nats; its gradient is the policy's.
+    def of(self, inputs: dict[str, Tensor], log_reference: Tensor, log_policy: Tensor) -> Tensor:
+        """l of each sequence of a batch, (sequences,), nats; its gradient is the policy's.
 
         Args:
-            log_reference: of the same batch.
-            log_policy: (rows, T - 1) log pi of the labels after the first position.
+            inputs: the batch: padded rows are sequences, and so are the stretches of a flat one.
+            log_reference, log_policy: (rows, T - 1), zero where nothing is trained.
 
         Raises:
             ValueError: the policy is not the reference before the first update.
         """
-        ratio = log_policy[log_reference.trained].float() - log_reference.log_probs
+        ratio = log_policy.float() - log_reference
         if not self._checked:
             self._checked = True
             if self.trainer.state.global_step == 0:
                 low_precision = reference.low_precision(self.trainer)
-                reference.check_starts_at_reference(ratio.detach(), torch.ones_like(ratio), low_precision)
-        tokens = torch.tensor(log_reference.tokens, dtype=torch.long, device=ratio.device)
-        sequence = torch.repeat_interleave(torch.arange(len(tokens), device=ratio.device), tokens)
-        return ratio.new_zeros(len(tokens)).index_add(0, sequence, ratio)
+                reference.check_starts_at_reference(ratio.detach(), inputs["labels"][:, 1:] != -100, low_precision)
+        if "seq_idx" not in inputs:
+            return ratio.sum(1)
+        sequence = inputs["seq_idx"][0]
+        return ratio.new_zeros(int(sequence[-1]) + 1).index_add(0, sequence[1:], ratio[0])

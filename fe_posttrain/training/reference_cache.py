@@ -169,6 +169,6 @@ def _now() -> int:
 
 
 def cache_file() -> Path:
-    """Where it lies: `reference` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain."""
+    """Where it lies: `log_probs` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain."""
     folder = Path(os.environ.get("FE_POSTTRAIN_CACHE", "~/.cache/fe_posttrain")).expanduser()
-    return folder / "reference" / "log_probs_v1.sqlite"
+    return folder / "log_probs" / "reference_v1.sqlite"

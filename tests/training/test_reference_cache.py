@@ -188,7 +188,7 @@ def test_a_file_that_another_process_put_aside_is_opened_anew(tmp_path):
 def test_a_place_that_cannot_be_written_is_named_with_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "taken").write_text("")
     monkeypatch.setenv("FE_POSTTRAIN_CACHE", str(tmp_path / "taken"))
-    with pytest.raises(ValueError, match=r"reference_cache_mib: .*taken/reference/log_probs_v1.sqlite cannot be used"):
+    with pytest.raises(ValueError, match=r"reference_cache_mib: .*taken/log_probs/reference_v1.sqlite cannot be used"):
         ReferenceCache(cache_file(), 1)
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"name another folder in FE_POSTTRAIN_CACHE, or write reference_cache_mib: 0"):
