@@ -1,7 +1,6 @@
 """l = log pi - log reference of each demonstration in a batch, with the reference's part from the cache."""
 
 import hashlib
-import itertools
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,18 +31,18 @@ class Demonstrated:
     def of(cls, inputs: dict[str, Tensor]) -> "Demonstrated":
         pairs = torch.stack([inputs["input_ids"], inputs["labels"]], dim=-1).cpu().numpy().astype("<i4")
         if "cu_seq_lens_q" in inputs:
-            ends = inputs["cu_seq_lens_q"].tolist()
-            places = [(0, start, end) for start, end in itertools.pairwise(ends)]
+            bounds = inputs["cu_seq_lens_q"].cpu().numpy()
+            row, start, end = np.zeros(len(bounds) - 1, dtype=int), bounds[:-1], bounds[1:]
         else:
-            places = [(row, 0, end) for row, end in enumerate(inputs["attention_mask"].sum(1).tolist())]
-        for row, start, _ in places:
-            pairs[row, start, 1] = -100  # the first token is nobody's next one
+            end = inputs["attention_mask"].sum(1).cpu().numpy()
+            row, start = np.arange(len(end)), np.zeros(len(end), dtype=int)
+        pairs[row, start, 1] = -100  # the first token is nobody's next one
         before = np.zeros((pairs.shape[0], pairs.shape[1] + 1), dtype=int)  # trained tokens before each position
         np.cumsum(pairs[..., 1] != -100, axis=1, out=before[:, 1:])
-        rows, starts, ends = zip(*places, strict=True)
-        counts = (before[rows, ends] - before[rows, starts]).tolist()
-        kept = [(pairs[row, start:end].tobytes(), n) for (row, start, end), n in zip(places, counts, strict=True) if n]
-        return cls([row for row, _ in kept], [n for _, n in kept])
+        tokens = before[row, end] - before[row, start]
+        has_some = tokens > 0
+        places = zip(*(x[has_some].tolist() for x in (row, start, end)), strict=True)
+        return cls([pairs[i, first:last].tobytes() for i, first, last in places], tokens[has_some].tolist())
 
 
 class LogRatios:
@@ -87,13 +86,12 @@ class LogRatios:
         keys = [ReferenceCache.key_of(self._name, row) for row in found.rows]
         known = self._cache.read(keys)
         if all(key in known for key in keys):
-            kept = np.concatenate([np.zeros(0, dtype=np.float32), *(known[key] for key in keys)])
-            return torch.zeros(trained.shape, device=trained.device).masked_scatter(
-                trained, torch.from_numpy(kept).to(trained.device)
-            )
+            kept = np.frombuffer(b"".join([known[key] for key in keys]), dtype="<f4").copy()
+            apart = torch.zeros(trained.shape, device=trained.device)
+            return apart.masked_scatter_(trained, torch.from_numpy(kept).to(trained.device))
         scored = self._score(inputs)
-        parts = scored[trained].cpu().split(found.tokens)
-        self._cache.write({k: part.numpy() for k, part in zip(keys, parts, strict=True) if k not in known})
+        parts = [part.numpy().astype("<f4").tobytes() for part in scored[trained].cpu().split(found.tokens)]
+        self._cache.write({key: part for key, part in zip(keys, parts, strict=True) if key not in known})
         return scored
 
     def _score(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 
 logger = logging.getLogger(__name__)
@@ -58,26 +57,25 @@ class ReferenceCache:
         """16 bytes that stand for both."""
         return hashlib.blake2b(row, digest_size=16, key=reference).digest()
 
-    def read(self, keys: list[bytes]) -> dict[bytes, np.ndarray]:
-        """What is known of `keys`, by one query."""
+    def read(self, keys: list[bytes]) -> dict[bytes, bytes]:
+        """What is known of `keys`, by one query: float32, little-endian."""
         return self._do(lambda db: self._read(db, keys)) if keys else {}
 
-    def write(self, rows: dict[bytes, np.ndarray]) -> None:
+    def write(self, rows: dict[bytes, bytes]) -> None:
         """Keep `rows`, in one transaction; older ones make room."""
         now = _now()
-        values = [(key, now, value.astype("<f4").tobytes()) for key, value in rows.items()]
-        values = [(key, used, zlib.crc32(key + value), value) for key, used, value in values]
+        values = [(key, now, zlib.crc32(value, zlib.crc32(key)), value) for key, value in rows.items()]
         self._do(lambda db: self._write(db, values))
 
     @staticmethod
-    def _read(db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, np.ndarray]:
+    def _read(db: sqlite3.Connection, keys: list[bytes]) -> dict[bytes, bytes]:
         marks = ",".join("?" * len(keys))
         rows = db.execute(f"SELECT key, used, checksum, log_probs FROM log_probs WHERE key IN ({marks})", keys)
         found, old, now = {}, [], _now()
         for key, used, checksum, value in rows.fetchall():
-            if zlib.crc32(key + value) != checksum:
+            if zlib.crc32(value, zlib.crc32(key)) != checksum:
                 raise _Damaged("a checksum does not fit its value")
-            found[key] = np.frombuffer(value, dtype="<f4")
+            found[key] = value
             if used != now:
                 old.append((now, key))
         if old:
@@ -161,7 +159,10 @@ def _is_damage(error: Exception) -> bool:
 
 
 def _inode(path: Path) -> int | None:
-    return path.stat().st_ino if path.exists() else None
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _now() -> int:

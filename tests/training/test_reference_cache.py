@@ -21,17 +21,16 @@ def keys(first: int, count: int) -> list[bytes]:
     return [ReferenceCache.key_of(REFERENCE, str(i).encode()) for i in range(first, first + count)]
 
 
-def value(i: int, length: int = 40) -> np.ndarray:
-    return -np.arange(i, i + length, dtype=np.float32)
+def value(i: int, length: int = 40) -> bytes:
+    return np.arange(i, i + length, dtype="<f4").tobytes()
 
 
-def rows(first: int, count: int, length: int = 40) -> dict[bytes, np.ndarray]:
+def rows(first: int, count: int, length: int = 40) -> dict[bytes, bytes]:
     return {key: value(i, length) for i, key in enumerate(keys(first, count), start=first)}
 
 
-def assert_whole(found: dict[bytes, np.ndarray], wanted: dict[bytes, np.ndarray]) -> None:
-    for key, read in found.items():
-        assert np.array_equal(read, wanted[key])
+def assert_whole(found: dict[bytes, bytes], wanted: dict[bytes, bytes]) -> None:
+    assert all(read == wanted[key] for key, read in found.items())
 
 
 def test_what_was_written_is_read_by_another_run(tmp_path):
