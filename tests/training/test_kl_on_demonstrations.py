@@ -8,10 +8,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.tasks import digits
 from fe_posttrain.training.config import what_changes_the_optimum
+from fe_posttrain.training.log_ratios import Demonstrated
 
 BETA, WEIGHT, ROWS = 0.3, 0.7, 12
 PENALISED = {
@@ -307,3 +309,20 @@ def test_it_is_sft_by_its_defaults_and_says_what_it_optimises(tmp_path):
     assert args.learning_rate == 2e-5
     (line,) = what_changes_the_optimum(args)
     assert "demonstration_energy_weight / beta" in line and "not KL(pi || reference)" in line
+
+
+def test_demonstrations_are_told_apart_alike_when_padded_and_when_flat():
+    """Two rows, and one between them without a trained token; a trained first token is nobody's next one."""
+    rows = [
+        {"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]},
+        {"input_ids": [5, 6], "labels": [-100, -100]},
+        {"input_ids": [9, 6, 7], "labels": [9, 6, 7]},
+    ]
+    padded = DataCollatorForLanguageModeling(pad_token_id=0, pad_to_multiple_of=6)(rows)
+    flat = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True, pad_to_multiple_of=4)(rows)
+    found = Demonstrated.of(padded)
+    assert found.tokens == [2, 2] and found == Demonstrated.of(flat)
+    padded["input_ids"][0, 0] = 4
+    padded["labels"][2, 2] = -100
+    changed = Demonstrated.of(padded)
+    assert changed.tokens == [2, 1] and not set(changed.rows) & set(found.rows)
