@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate.utils import is_peft_model
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
 from fe_posttrain.training import reference
 from fe_posttrain.training.reference_cache import ReferenceCache, cache_file
 
-_NAMES_ONLY = ("_name_or_path", "transformers_version")  # of a model's config: they change nothing that it computes
+_NAMES_ONLY = (  # in the config of a model or an adapter, without effect on what it computes
+    "_name_or_path", "transformers_version", "base_model_name_or_path", "peft_version", "inference_mode",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,13 @@ class LogRatios:
     def _named(self, fingerprint: str) -> bytes:
         """What decides the reference's log-probs of given tokens: weights, architecture, precision."""
         trainer = self.trainer
-        config = trainer.accelerator.unwrap_model(trainer.model).config.to_dict()
-        config = {key: value for key, value in config.items() if key not in _NAMES_ONLY}
-        parts = [fingerprint, json.dumps(config, sort_keys=True, default=str), trainer.accelerator.mixed_precision]
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        configs = [policy.config.to_dict()]
+        if is_peft_model(policy) and "ref" in policy.peft_config:  # how strongly it counts is not in its weights
+            configs.append(policy.peft_config["ref"].to_dict())
+        configs = [{key: value for key, value in each.items() if key not in _NAMES_ONLY} for each in configs]
+        described = json.dumps(configs, sort_keys=True, default=lambda x: sorted(x) if isinstance(x, set) else str(x))
+        parts = [fingerprint, described, trainer.accelerator.mixed_precision]
         return hashlib.blake2b("\n".join(parts).encode(), digest_size=32).digest()
 
     def reference_of(self, inputs: dict[str, Tensor]) -> Tensor:

@@ -219,12 +219,12 @@ def test_the_reference_scores_a_demonstration_once(tmp_path, monkeypatch, kind, 
 
 def test_another_adapter_as_reference_has_log_probs_of_its_own(tmp_path, monkeypatch):
     scores = Scores(monkeypatch)
-    for seed in (1, 2):
+    for i, (seed, alpha) in enumerate([(1, 8), (2, 8), (2, 16)]):  # the last two have the same weights
         torch.manual_seed(seed)
-        model = get_peft_model(small.model(), LoraConfig(**LORA, init_lora_weights=False))
-        record, _ = train(tmp_path / str(seed), settings={"max_steps": 1}, model=model)
+        model = get_peft_model(small.model(), LoraConfig(**LORA, lora_alpha=alpha, init_lora_weights=False))
+        record, _ = train(tmp_path / str(i), settings={"max_steps": 1}, model=model)
         assert record.logs[0]["free_energy/demonstration_penalty"] == pytest.approx(0.0, abs=1e-8)
-    assert scores.count == 2
+    assert scores.count == 3
 
 
 def test_packed_rows_find_what_padded_ones_left(tmp_path, monkeypatch):
