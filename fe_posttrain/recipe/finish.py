@@ -78,7 +78,7 @@ def _first_and_last(metrics: Path) -> dict[str, dict[str, float]]:
     rows = [row for row in map(json.loads, lines) if "free_energy/total" in row]
     count = max(1, len(rows) // 10)
     found = {}
-    for key in ("total", "optimum", "gap", "reward", "demonstration", "kl"):
+    for key in ("total", "optimum", "gap", "reward", "demonstration", "kl", "demonstration_penalty"):
         values = [row.get(f"free_energy/{key}") for row in rows]
         if rows and None not in values:
             found[key] = {"start": sum(values[:count]) / count, "end": sum(values[-count:]) / count}

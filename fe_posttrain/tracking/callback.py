@@ -28,10 +28,11 @@ from fe_posttrain.tracking.reporting import (
 from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight, scoring
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal
-from fe_posttrain.tracking.weights import KeptWeights, weights_hash
+from fe_posttrain.tracking.weights import KeptWeights
 from fe_posttrain.training import reference
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.rollout_events import Rollouts, prompt_key
+from fe_posttrain.training.weights import weights_hash
 
 logger = logging.getLogger(__name__)
 

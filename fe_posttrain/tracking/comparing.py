@@ -18,7 +18,7 @@ from fe_posttrain.tracking.drawing import Drawing
 from fe_posttrain.tracking.probes import Probes, key_of
 from fe_posttrain.tracking.reporting import reported
 from fe_posttrain.tracking.signal import Signal
-from fe_posttrain.tracking.weights import weights_hash
+from fe_posttrain.training.weights import weights_hash
 
 
 @dataclass(frozen=True)

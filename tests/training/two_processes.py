@@ -112,6 +112,32 @@ def sft_parity(folder: Path) -> dict[str, bool]:
     }
 
 
+def penalised(folder: Path, processes: int) -> dict[str, list]:
+    """Gradients and penalties of SFT with beta on its demonstrations; the second step is off the reference."""
+    os.environ["FE_POSTTRAIN_CACHE"] = str(folder / "cache")
+    record, _ = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={
+            "max_steps": STEPS,
+            "per_device_train_batch_size": ROWS // processes // 2,
+            "gradient_accumulation_steps": 2,
+            "reward_energy_weight": 0.0,
+            "demonstration_energy_weight": 1.0,
+            "beta": 0.3,
+            "kl_sampler": "demonstrations",
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "max_grad_norm": 0.0,
+        },
+        model=small.model(),
+        demo_dataset=small.demonstrations(ROWS),
+    )
+    penalties = record.column("free_energy/demonstration_penalty") if record.logs else []
+    return {"gradients": record.gradients, "penalties": penalties}
+
+
 def paired_with_gaps(folder: Path) -> list[float]:
     """Demonstrations for every fourth prompt: on most steps one process has none and must not be waited for."""
     rows = small.prompts()
@@ -158,6 +184,7 @@ if __name__ == "__main__":
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
     found["whole groups"] = whole_groups(where, 2, True)
     found["sft"] = sft_parity(where)
+    found["penalised"] = penalised(where, 2)
     found["paired"] = paired_with_gaps(where)
     for policy in ("stop", "mask"):
         found[policy] = gather_object([faulty_on_rank_1(where, policy)])
