@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 
@@ -17,5 +18,12 @@ def hash_of(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """A name for a model's weights, adapters left out: of the base where the adapter is off."""
-    return hash_of((name, weight) for name, weight in model.named_parameters() if "lora_" not in name)[:16]
+    """A name for the weights that a model computes with: adapters that are off are left out."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    active = {f".{name}." for layer in layers if not layer.disable_adapters for name in layer.active_adapters}
+    counts = (
+        (name, weight)
+        for name, weight in model.named_parameters()
+        if "lora_" not in name or any(adapter in name for adapter in active)
+    )
+    return hash_of(counts)[:16]
