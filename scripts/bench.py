@@ -23,6 +23,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from fe_posttrain.whole_files import write_whole
+
 KINDS = ("matrix", "scaling", "gpu", "support", "logging")
 
 
@@ -90,7 +92,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     record = run(words, parser, Console())
     if words.json:
-        words.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(words.json, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

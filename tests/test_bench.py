@@ -72,8 +72,8 @@ def test_a_pair_is_two_runs_of_the_same_round():
     found = bench_pairs.ratio([2.0, 9.0, 40.0], [1.0, 3.0, 10.0])
     assert (found["ratio"], found["interval"], found["pairs"]) == (3.0, [2.0, 4.0], 3)
     order = []
-    bench_pairs.alternate(["a", "b"], 2, order.append)
-    assert order == ["b", "a", "a", "b"]
+    bench_pairs.alternate(["a", "b"], 2, lambda name, i: order.append(name + str(i)))
+    assert order == ["b0", "a0", "a1", "b1"]
 
 
 def test_a_short_run_on_the_testbed_gives_a_complete_record(monkeypatch):
