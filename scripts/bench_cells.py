@@ -225,20 +225,22 @@ class Testbed:
     wider: bool = False
 
     def load(self) -> tuple:
-        """Model and tokenizer."""
+        """Model, tokenizer and data."""
         folder = wider_testbed() if self.wider else testbed_folder()
         model = AutoModelForCausalLM.from_pretrained(folder, device_map="cuda" if GPU else None)
-        return model, AutoTokenizer.from_pretrained(folder)
+        if self.group is None:
+            rows = digits.dataset(["barrier", "basin"], self.rows, seed=0, demonstrations=True)
+        else:
+            rows = digits.dataset(["tail_10", "basin"], self.rows // 4, seed=0)
+        return model, AutoTokenizer.from_pretrained(folder), rows
 
     def build(self, kind: str, loaded: tuple | None = None, **settings):
         """A trainer of this kind on the testbed, for what `load` gave."""
-        model, tokenizer = loaded or self.load()
+        model, tokenizer, rows = loaded or self.load()
         common = {"per_device_train_batch_size": self.batch, "max_steps": self.steps, "logging_steps": 10}
         if self.group is None:
-            rows = digits.dataset(["barrier", "basin"], self.rows, seed=0, demonstrations=True)
             return build(kind, model, tokenizer, rows, **common | settings)
         common |= {"num_generations": self.group, "max_completion_length": 12, "beta": BETA}
-        rows = digits.dataset(["tail_10", "basin"], self.rows // 4, seed=0)
         reward = even_tokens if "rollout_func" in settings else digits.correct  # random completions hold no answer
         return build(kind, model, tokenizer, rows, reward, **common | settings)
 

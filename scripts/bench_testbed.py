@@ -68,7 +68,7 @@ def peak_in_own_process(arm: str) -> dict[str, float]:
 
 
 def peak_memory(arm: str, **changes) -> dict[str, float]:
-    """Peak of one run in this process, MiB: whole, and above the peak before the trainer and its data were built."""
+    """Peak of one run in this process, MiB: whole, and above the peak before the trainer was built."""
     work, kind, settings = workload(arm, **PEAK | changes)
     loaded = work.load()
     before = _peak()
