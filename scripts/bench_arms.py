@@ -109,8 +109,8 @@ class Phases(TrainerCallback):
         self._readings = {"step": [], "rollouts": [], "generation": []}
         self._on = False
         trainer.add_callback(self)
-        for method, name in (("_generate_and_score_completions", "rollouts"), ("_generate", "generation")):
-            if hasattr(trainer, method):
+        if not isinstance(trainer, SFTTrainer):
+            for method, name in (("_generate_and_score_completions", "rollouts"), ("_generate", "generation")):
                 setattr(trainer, method, self._around(getattr(trainer, method), name))
 
     def _around(self, method, name: str):

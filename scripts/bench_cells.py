@@ -176,10 +176,10 @@ class Rollouts:
 class Demonstrations:
     """Random demonstrations whose lengths, prompt and completion together, are log-uniform from `shortest` on."""
 
-    shortest: int = 16
-    longest: int = 256
+    shortest: int = 8
+    longest: int = 128
     batch: int = 16
-    rows: int = 160
+    rows: int = 384  # group_by_length sorts a quarter of them at a time
     shape: Shape = field(default_factory=Shape)
     epochs: int = 1
 
@@ -305,7 +305,7 @@ MATRIX = {
     ),
     "h": Cell(
         "demonstrations, second epoch",
-        Demonstrations(longest=128, rows=96, epochs=2),
+        Demonstrations(rows=96, epochs=2),
         {"with KL": (OURS, SFT | {"beta": BETA, "kl_sampler": "demonstrations"}), "beta 0": (OURS, SFT)},
         (Bar("with KL", "beta 0", 1 / 1.05),),
         memory=None,

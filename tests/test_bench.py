@@ -230,6 +230,7 @@ def test_a_cell_in_half_precision_gives_a_complete_record(monkeypatch):
     found = json.loads(json.dumps(bench_matrix.measured(cell, pairs=2)))
     for arm in found["arms"].values():
         assert {"step", "generation", "scoring", "update"} == arm["seconds"].keys() == arm["of_roof"].keys()
+        assert min(arm["flops"].values()) > 0
         assert arm["flops"]["step"] == pytest.approx(sum(arm["flops"].values()) / 2) and arm["length"] == 8
         assert arm["tokens_per_second"].keys() == {"generation", "update"}
     assert found["time"][0]["at_least"] == 1.5 and found["time"][0]["met"] in ("met", "open", "not met")
