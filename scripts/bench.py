@@ -18,6 +18,7 @@ a ratio is ours over TRL's; the matrix says how many times as fast we are. What 
 
 import argparse
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def main() -> None:
     if (words.pairs is not None and words.pairs < 1) or words.steps < 2:
         parser.error("--pairs is at least 1 and --steps at least 2")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("fe_posttrain").setLevel(logging.ERROR)  # what `estimator: trl` does to the optimum is known
     record = run(words, parser, Console())
     if words.json:
         write_whole(words.json, json.dumps(record, indent=2) + "\n")

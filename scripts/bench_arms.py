@@ -1,6 +1,5 @@
 """The trainers that scripts/bench.py compares: built alike, and timed alike."""
 
-import logging
 import os
 import tempfile
 import time
@@ -37,7 +36,6 @@ GPU = torch.cuda.is_available()
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("fe_posttrain").setLevel(logging.ERROR)
 scratch = tempfile.TemporaryDirectory()
 
 

@@ -272,3 +272,14 @@ def test_demonstrations_have_the_lengths_that_are_named():
         8,
         16,
     )
+
+
+def test_the_share_of_probes_is_that_of_training_without_the_bank():
+    import bench_support
+
+    few = ["--max_steps", "2", "--probe_rows", "1", "--prompt_rows", "32", "--support_reference_draws", "8"]
+    found = bench_support.of_run(*few, "--support_draws", "4")
+    assert found["share"] == found["seconds"] / found["run_seconds"] < 1
+    assert min(found["seconds"], found["bank_seconds"], found["shown_seconds"]) > 0
+    with pytest.raises(RuntimeError, match="no room"):
+        bench_support.require_on({"off": "no room"})
