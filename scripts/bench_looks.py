@@ -10,21 +10,28 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import TrainerCallback
 
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
+
 TOLERANCE = 1e-5
 aten = torch.ops.aten
 
 
-@torch.no_grad()
 def fixed_rollouts(prompts: list, trainer) -> dict[str, list]:
-    """TRL's `rollout_func`: random completions, the same at every call, with their log-probs; row by row, unpadded."""
+    """TRL's `rollout_func`: completions of the model, cut at random lengths; the same in every arm."""
     rng, longest = random.Random(0), trainer.args.max_completion_length
-    ordinary = sorted(set(range(trainer.model.config.vocab_size)) - set(trainer._tokenizer.all_special_ids))
-    ids, log_probs = trainer._tokenize_prompts(prompts)[0], []
-    completions = [rng.choices(ordinary, k=rng.randint(longest // 4, longest)) for _ in ids]
-    for prompt, completion in zip(ids, completions, strict=True):
-        row = torch.tensor([prompt + completion], device=trainer.model.device)
-        scores = trainer.model(input_ids=row, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
-        log_probs.append(scores.gather(-1, row[0, len(prompt) :, None])[:, 0].tolist())
+    ids, tokenizer = trainer._tokenize_prompts(prompts)[0], trainer._tokenizer
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = sample(
+            trainer.model,
+            ids,
+            Decoding(longest),
+            eos_token_ids=[tokenizer.eos_token_id],
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    cuts = [rng.randint(longest // 4, longest) for _ in ids]
+    completions, log_probs = ([row[:cut] for row, cut in zip(rows, cuts, strict=True)] for rows in drawn[:2])
     return {"prompt_ids": ids, "completion_ids": completions, "logprobs": log_probs}
 
 

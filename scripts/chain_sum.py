@@ -27,7 +27,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from fe_posttrain.sequences import Decoding, sample
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.tasks import chain_sum
 from fe_posttrain.tasks.pretraining_run import PretrainSettings, fit, new_model
 from fe_posttrain.tasks.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer
@@ -61,7 +62,7 @@ def success(model: torch.nn.Module, rows: list[dict], draws: int = DRAWS) -> dic
     """Number of terms -> rewards of `draws` completions of each row of that many terms, drawn at temperature 1."""
     rows = [row for row in rows for _ in range(draws)]
     tokenizer = build_tokenizer(SYMBOLS)
-    ids, _ = sample(
+    ids, _, _ = sample(
         model,
         tokenizer([row["prompt"] for row in rows])["input_ids"],
         Decoding(LONGEST),

@@ -5,7 +5,11 @@ import torch
 from scipy.stats import chisquare
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from fe_posttrain.sequences import Decoding, can_sample, sample, score
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.models import can_sample
+from fe_posttrain.sequences.prompts import Groups, chunks_by_length
+from fe_posttrain.sequences.sampling import _draw, sample
+from fe_posttrain.sequences.scoring import score
 
 VOCABULARY, PAD, EOS = 12, 0, 1
 SIZES = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
@@ -26,7 +30,7 @@ def build(name: str):
 
 
 def draw(model, decoding, prompts=PROMPTS):
-    return sample(model, prompts, decoding, eos_token_ids=[EOS], pad_token_id=PAD)
+    return sample(model, prompts, decoding, eos_token_ids=[EOS], pad_token_id=PAD)[:2]
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -111,3 +115,50 @@ def test_models_without_a_plain_cache_are_left_to_trl():
     config.layer_types = ["sliding_attention", "full_attention"]
     assert not can_sample(Qwen3ForCausalLM(config))
     assert can_sample(build("llama"))
+
+
+def test_entropies_are_those_of_the_law_of_each_token():
+    model = build("qwen3")
+    drawn = sample(model, PROMPTS, Decoding(5), eos_token_ids=[EOS], pad_token_id=PAD)
+    for prompt, completion, entropies in zip(PROMPTS, drawn.completion_ids, drawn.entropies, strict=True):
+        logits = model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        wanted = torch.distributions.Categorical(logits=logits).entropy()
+        assert entropies == pytest.approx(wanted.tolist(), abs=2e-5)
+
+
+def test_rare_tokens_of_a_large_vocabulary_are_drawn_as_often_as_they_should():
+    """A thousand tokens of 1e-4 each behind one of .9: their share, and every one of them."""
+    law = torch.full((1, 1001), 1e-4)
+    law[0, 0] = 0.9
+    torch.manual_seed(0)
+    drawn, _ = _draw(law.log().expand(200_000, -1), 0)
+    counts = drawn[:, 0].bincount(minlength=1001).numpy()
+    expected = law[0].double().numpy()
+    assert chisquare(counts, f_exp=200_000 * expected / expected.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("lengths", [[3, 9, 1, 9, 4, 2], [5] * 6, [1, 2, 4, 8, 16, 32], [7]])
+@pytest.mark.parametrize("call", [1, 6, 100])
+def test_chunks_cost_least_among_all_partitions(lengths, call):
+    def cost(chunks):
+        return sum(len(chunk) * max(lengths[i] for i in chunk) + call for chunk in chunks)
+
+    def partitions(rows):
+        if not rows:
+            yield []
+            return
+        for others in partitions(rows[1:]):
+            yield [[rows[0]], *others]
+            for k in range(len(others)):
+                yield [*others[:k], [rows[0], *others[k]], *others[k + 1 :]]
+
+    found = chunks_by_length(lengths, call)
+    assert sorted(i for chunk in found for i in chunk) == list(range(len(lengths)))
+    assert cost(found) == min(cost(chunks) for chunks in partitions(list(range(len(lengths)))))
+
+
+def test_groups_are_consecutive_rows_of_one_prompt_whatever_the_padding_token():
+    ids = torch.tensor([[0, 5], [0, 5], [5, 5], [0, 5], [0, 5], [0, 0]])
+    mask = torch.tensor([[0, 1], [0, 1], [1, 1], [0, 1], [1, 1], [1, 1]])  # a padding token may also be a real one
+    groups = Groups.of(ids, mask)
+    assert groups.owner.tolist() == [0, 0, 1, 2, 3, 4] and groups.first.tolist() == [0, 2, 3, 4, 5]

@@ -115,7 +115,7 @@ RULES: tuple[Rule, ...] = (
         ("prompts",),
         lambda run: run.generates and not run.prompts and not run.dataset_name,
         "missing; a run with reward energy or beta rolls out prompts; write dataset_name: prompts.jsonl, or "
-        "prompts: {tail_10: 1} for the testbed",
+        "prompts: {tail_10: 1} for the testbed (or kl_sampler: demonstrations, for SFT with beta and no rollouts)",
         ("dataset_name", *ROLLS_OUT),
     ),
     Rule(
@@ -232,9 +232,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("neftune_noise_alpha",),
-        lambda run: run.generates and run.neftune_noise_alpha,
-        "noise in the embeddings while the run rolls out; policy and reference would differ before the first step; "
-        "remove it",
+        lambda run: run.neftune_noise_alpha and (run.generates or run.kl_sampler == "demonstrations"),
+        "noise in the embeddings of a run that rolls out or compares with a reference; the two would differ before the "
+        "first step; remove it",
         ROLLS_OUT,
     ),
     Rule(

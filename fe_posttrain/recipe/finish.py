@@ -12,7 +12,8 @@ from accelerate.utils import is_peft_model
 from transformers import AutoModelForCausalLM
 
 from fe_posttrain.recipe.cards import README
-from fe_posttrain.sequences import Decoding, sample
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.tasks import digits
 from fe_posttrain.training.checkpoints import NEVER_KEPT, discard
 from fe_posttrain.training.run import RunFolder
@@ -77,7 +78,7 @@ def _first_and_last(metrics: Path) -> dict[str, dict[str, float]]:
     rows = [row for row in map(json.loads, lines) if "free_energy/total" in row]
     count = max(1, len(rows) // 10)
     found = {}
-    for key in ("total", "optimum", "gap", "reward", "demonstration", "kl"):
+    for key in ("total", "optimum", "gap", "reward", "demonstration", "kl", "demonstration_penalty"):
         values = [row.get(f"free_energy/{key}") for row in rows]
         if rows and None not in values:
             found[key] = {"start": sum(values[:count]) / count, "end": sum(values[-count:]) / count}
@@ -94,7 +95,7 @@ def samples(probes: dict, model_path: str, trainer: FreeEnergyTrainer, tokenizer
     with torch.random.fork_rng(devices=[]) if policy.device.type == "cpu" else nullcontext():
         torch.manual_seed(0)
         for end, model in (("before", reference), ("after", policy)):
-            ids, _ = sample(
+            ids, _, _ = sample(
                 model.eval(),
                 prompt_ids,
                 Decoding(trainer.args.max_completion_length),

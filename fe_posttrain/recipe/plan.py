@@ -16,6 +16,7 @@ from fe_posttrain.training.demonstrations import prepare
 from fe_posttrain.training.fit import tokenise_prompts
 from fe_posttrain.training.fit_demonstrations import as_completions, tokenise_demonstrations
 from fe_posttrain.training.memory import Part, count_steps, estimate_memory, not_counted
+from fe_posttrain.training.reference_cache import cache_file
 
 EXAMPLES = 2
 _HEAD, _TAIL = 300, 100  # characters shown of a long text
@@ -31,7 +32,8 @@ def equation(args: FreeEnergyConfig) -> str:
         parts.append(f"{args.demonstration_energy_weight:g} E_demonstrations[-log pi]")
     if args.uses_reference:
         beta = f"{args.beta:g}" if args.beta_final is None else f"({args.beta:g} -> {args.beta_final:g})"
-        parts.append(f"{beta} KL(pi || reference)")
+        held = " KL(pi || reference)" if args.generates else "/2 E_demonstrations[(log pi - log reference)^2]"
+        parts.append(f"{beta}{held}")
     return "F(pi) = " + " + ".join(parts)
 
 
@@ -117,6 +119,16 @@ def _work_lines(
         f"{len(fit.tokens):,} demonstrations of {tokens:,} tokens, {fit.trained:,} of them trained, "
         f"x {passes:.2f} = {about}{round(passes * tokens):,} tokens",
     )
+    if args.is_sft and args.uses_reference:
+        yield "reference", _reference_scores(args, fit.trained)
+
+
+def _reference_scores(args: FreeEnergyConfig, trained: int) -> str:
+    """When the reference scores demonstrations, and what is kept of it."""
+    if args.sync_ref_model or not args.reference_cache_mib:
+        return "scores every batch"
+    kept = f"{readable(4 * trained)} of log-probs in {cache_file()}, at most {args.reference_cache_mib:,} MiB"
+    return f"scores a demonstration once, in the first pass of the first run: {kept}"
 
 
 def _probing(settings: RunSettings, prompts: int) -> str:

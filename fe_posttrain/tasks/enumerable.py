@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fe_posttrain.sequences import score
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.theory.free_energy import exact_free_energy
 from fe_posttrain.theory.gibbs import optimal_free_energy
 

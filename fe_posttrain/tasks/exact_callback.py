@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback, TrainerState
 
-from fe_posttrain.sequences import evaluating
+from fe_posttrain.sequences.models import evaluating
 from fe_posttrain.tasks.exact import exact_gap, exact_probabilities, exact_terms, family_means
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from accelerate.utils import gather_object, is_peft_model
 from transformers import TrainerCallback
 
-from fe_posttrain.sequences import Decoding
+from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.support.budgets import Key, primary_budget
 from fe_posttrain.support.displacement import Closure, closure, rms, window
 from fe_posttrain.tracking.bank import banks_folder
@@ -28,10 +28,11 @@ from fe_posttrain.tracking.reporting import (
 from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight, scoring
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal
-from fe_posttrain.tracking.weights import KeptWeights, weights_hash
+from fe_posttrain.tracking.weights import KeptWeights
 from fe_posttrain.training import reference
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.rollout_events import Rollouts, prompt_key
+from fe_posttrain.training.weights import weights_hash
 
 logger = logging.getLogger(__name__)
 

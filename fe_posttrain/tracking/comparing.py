@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fe_posttrain.sequences import Decoding
+from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.support.budgets import ALPHA, DELTA
 from fe_posttrain.tasks.files import load_rows
 from fe_posttrain.tasks.rows import check_prompts, with_system_prompt
@@ -18,7 +18,7 @@ from fe_posttrain.tracking.drawing import Drawing
 from fe_posttrain.tracking.probes import Probes, key_of
 from fe_posttrain.tracking.reporting import reported
 from fe_posttrain.tracking.signal import Signal
-from fe_posttrain.tracking.weights import weights_hash
+from fe_posttrain.training.weights import weights_hash
 
 
 @dataclass(frozen=True)

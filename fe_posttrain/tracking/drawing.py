@@ -11,7 +11,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from fe_posttrain.sequences import Decoding, can_sample, evaluating, sample, score
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.models import can_sample, evaluating
+from fe_posttrain.sequences.sampling import sample
+from fe_posttrain.sequences.scoring import score
 
 _LOGITS_AT_ONCE = 2**28  # a GiB of float32
 
@@ -82,7 +85,7 @@ class Drawing:
 
         def one(batch: np.ndarray, number: int) -> list:
             torch.manual_seed(_seed(*seed, number))
-            ids, log_probs = sample(
+            ids, log_probs, _ = sample(
                 model,
                 [self.prompt_ids[i] for i in batch],
                 self.decoding,

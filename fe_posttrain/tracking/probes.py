@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fe_posttrain.sequences import Decoding
+from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.support.bridges import bar, effective_sample_size, psis_khat
 from fe_posttrain.support.budgets import Key, ladder_with, threshold
 from fe_posttrain.support.calls import OUT, Evidence, jaccard, membership, regimes, transitions

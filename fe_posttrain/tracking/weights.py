@@ -1,6 +1,5 @@
-"""Kept copies of a model's trainable weights, and a name for the weights of a reference."""
+"""Kept copies of a model's trainable weights."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,13 +38,3 @@ class KeptWeights:
 
 def _trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
     return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-
-
-def weights_hash(model: torch.nn.Module) -> str:
-    """SHA-256 of a model's weights by name, adapters left out: of the base where the adapter is off."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.named_parameters()):
-        if "lora_" not in name:
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

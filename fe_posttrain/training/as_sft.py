@@ -1,13 +1,21 @@
-"""A run without reward energy and beta *is* SFT: every step goes through SFTTrainer's own code."""
+"""A run that reads demonstrations alone *is* SFT: every step goes through SFTTrainer's own code.
+
+Under `kl_sampler: demonstrations`, beta/2 l^2 of each sequence is added to its loss: l = log pi - log reference.
+"""
+
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate.utils import is_peft_model
+from torch import Tensor
 from transformers import Trainer, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, identity
 
 from fe_posttrain.training import demonstrations
 from fe_posttrain.training.finite import stop_unless_finite
+from fe_posttrain.training.log_ratios import LogRatios
 
 
 class RunsAsSFT(GRPOTrainer):
@@ -36,7 +44,20 @@ class RunsAsSFT(GRPOTrainer):
         vars(model).pop("forward", None)
         # At the sampling temperature when evaluation makes rollouts, else as SFTTrainer does.
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        if args.uses_reference:
+            self._require_temperature_1()
+            self._log_ratios = LogRatios(self)
         set_seed(args.seed)
+
+    def _require_temperature_1(self) -> None:
+        """Where rollouts of evaluation, or a reference that TRL loads, would be scored at another temperature."""
+        rolls_out = self._own_reward and self.eval_dataset is not None
+        if self.temperature != 1 and (rolls_out or is_deepspeed_zero3_enabled()):
+            beside = "evaluation by rollouts" if rolls_out else "ZeRO-3"
+            raise ValueError(
+                f"temperature: {self.temperature} with kl_sampler: demonstrations and {beside}; policy and "
+                "reference are scored at temperature 1; write temperature: 1"
+            )
 
     def _set_signature_columns_if_needed(self) -> None:
         if self.args.is_sft:
@@ -79,19 +100,50 @@ class RunsAsSFT(GRPOTrainer):
         return owner.prediction_step(self, model, inputs, prediction_loss_only, ignore_keys)
 
     def _sft_loss(self, model, inputs, return_outputs, num_items_in_batch):
-        """SFTTrainer's loss, and -log pi per sequence beside it."""
+        """SFTTrainer's loss with -log pi per sequence beside it, and under beta the penalty from the same forward."""
         sequences = demonstrations.count_sequences(inputs)
-        out = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        log_reference = self._log_ratios.reference_of(inputs) if self.args.uses_reference else None
+        with _first_output(model) if log_reference is not None else nullcontext() as seen:
+            out = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         loss = out[0] if return_outputs else out
         weight = self.args.demonstration_energy_weight
         stop_unless_finite(self.accelerator, "demonstration", loss, loss.reshape(1))
         mode = "train" if self.model.training else "eval"
         tokens = (inputs["labels"][:, 1:] != -100).sum()
-        mean = loss.detach()
-        if num_items_in_batch is not None:  # the mean over the whole step; bring it back to this micro-batch
-            processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            mean = mean * num_items_in_batch / processes / tokens.clamp(min=1)
-        totals = self.accelerator.gather(torch.stack([mean * tokens, mean.new_tensor(sequences)])).view(-1, 2).sum(0)
-        self._metrics[mode]["free_energy/demonstration"].append((weight * totals[0] / totals[1]).item())
+        scale = 1 / tokens.clamp(min=1)
+        if num_items_in_batch is not None:  # the mean over the whole step; `scale` brings a sum to SFTTrainer's loss
+            across = self.args.average_tokens_across_devices
+            processes = self.accelerator.num_processes // self._tp_size if across else 1
+            scale = processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        self._record(mode, "free_energy/demonstration", weight * loss.detach() / scale, sequences)
         loss = loss if weight == 1 else weight * loss
+        if log_reference is not None:
+            log_ratios = self._log_ratios.of(inputs, log_reference, seen[0].log_probs)
+            loss = loss + scale * self._penalty(mode, log_ratios, sequences)
         return (loss, out[1]) if return_outputs else loss
+
+    def _penalty(self, mode: str, log_ratios: Tensor, sequences: int) -> Tensor:
+        """beta/2 sum l^2 over the demonstrations of a micro-batch; l in nats, 0 for those without trained tokens."""
+        if mode == "train":
+            self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
+        halved_squares = log_ratios.square().sum() / 2
+        stop_unless_finite(self.accelerator, "demonstration penalty", halved_squares, log_ratios)
+        self._record(mode, "free_energy/demonstration_penalty", halved_squares.detach(), sequences)
+        self._metrics[mode]["free_energy/beta"].append(self._beta_in_force)
+        return self._beta_in_force * halved_squares
+
+    def _record(self, mode: str, name: str, summed: Tensor, sequences: int) -> None:
+        """Append to a metric the mean of what every process summed over its sequences."""
+        totals = self.accelerator.gather(torch.stack([summed, summed.new_tensor(sequences)])).view(-1, 2).sum(0)
+        self._metrics[mode][name].append((totals[0] / totals[1]).item())
+
+
+@contextmanager
+def _first_output(model):
+    """A list that holds what `model` first returned inside: the loss's own forward."""
+    seen: list = []
+    handle = model.register_forward_hook(lambda _, __, output: seen or seen.append(output))
+    try:
+        yield seen
+    finally:
+        handle.remove()

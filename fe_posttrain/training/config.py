@@ -49,8 +49,19 @@ class FreeEnergyConfig(GRPOConfig):
         beta: KL coefficient = temperature, in energy units per nat (0: no KL, no reference, no gap).
         beta_schedule: how beta moves from `beta` to `beta_final` over the run: constant, linear or cosine.
         beta_final: last value of beta; needed by every schedule but constant.
+        kl_sampler: what the KL is taken on: `policy` (default; rollouts, exact), or `demonstrations`: no rollouts are
+            made, and beta KL is replaced by beta/2 E_demonstrations[l^2], l = log pi(y|x) - log reference(y|x). Its
+            optimum is l = w_d/beta on every demonstration, where normalisation leaves room; mass elsewhere is not
+            held. Needs w_r = 0, w_d > 0 and beta > 0.
+        reference_cache_mib: MiB on disk for the reference's log-probs of demonstrations, shared by all runs (folder
+            `log_probs` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain); 0: score them at every step.
         estimator: `sequence` (shaped reward of the whole completion; exact gradient of F), `sequence_to_go`
             (each token is charged the KL that follows it; exact too), or `trl` (TRL's own GRPO step, unchanged).
+        share_prompts: forward each prompt once for all completions of its group, in the update too; default on, off
+            under `estimator: trl`. The gradient is the same.
+        quiet_group_rate: q, the probability with which a group whose rewards are all equal is trained on, weighted by
+            1/q: its KL is then estimated from fewer groups, without bias. Under beta = 0 such groups have no gradient
+            and are left out whatever q is.
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
@@ -69,6 +80,10 @@ class FreeEnergyConfig(GRPOConfig):
     estimator: str = _key("sequence", "Gradient estimator: sequence, sequence_to_go or trl.")
     beta_schedule: str = _key("constant", "How beta moves to beta_final: constant, linear or cosine.")
     beta_final: float | None = _key(None, "Value of beta at the last step.")
+    share_prompts: bool | None = _key(None, "Forward a prompt once for its group; default on, off under trl.")
+    quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
+    kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
+    reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
@@ -98,13 +113,16 @@ class FreeEnergyConfig(GRPOConfig):
 
     @property
     def generates(self) -> bool:
-        """Whether training makes rollouts: it does unless neither reward energy nor KL is in F."""
+        """Whether training makes rollouts: for the reward energy, and for a KL that is taken on them."""
         return not self.is_sft
 
     @property
     def is_sft(self) -> bool:
-        """Whether w_r = beta = 0 for the whole run, so that the run *is* SFT (TRL's token mean)."""
-        return self.reward_energy_weight == 0 and self.beta == 0 and not self.beta_final
+        """Whether the whole run reads demonstrations alone, as SFTTrainer does and by its token mean.
+
+        With beta = 0 it *is* SFTTrainer's; with `kl_sampler: demonstrations` the penalty is added to its loss.
+        """
+        return self.reward_energy_weight == 0 and (self.kl_sampler == "demonstrations" or not self.uses_reference)
 
     @property
     def uses_reference(self) -> bool:
@@ -127,7 +145,7 @@ class FreeEnergyConfig(GRPOConfig):
             if getattr(self, name) is None:
                 setattr(self, name, like.__dataclass_fields__[name].default)
         if self.disable_dropout is None:
-            self.disable_dropout = self.generates and self.estimator != "trl"
+            self.disable_dropout = self.uses_reference if self.is_sft else self.estimator != "trl"
         if self.scale_rewards is None:
             self.scale_rewards = "group" if self.estimator == "trl" else "none"
         if self.loss_type is None:
@@ -169,9 +187,34 @@ class FreeEnergyConfig(GRPOConfig):
                 f"beta_final: {self.beta_final} with beta_schedule {self.beta_schedule}; a schedule needs its last "
                 "value and a constant has none; write both or neither"
             )
+        if self.quiet_group_rate != 1 and self.estimator == "trl":
+            found.append(
+                f"quiet_group_rate: {self.quiet_group_rate} with estimator trl; TRL's step is left as it is; leave it "
+                "out, or take another estimator"
+            )
+        if self.kl_sampler == "demonstrations":
+            found += self._problems_on_demonstrations()
         if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
             found.append(
                 "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
+            )
+        return found
+
+    def _problems_on_demonstrations(self) -> list[str]:
+        """What `kl_sampler: demonstrations` cannot stand."""
+        found = []
+        if self.reward_energy_weight or not (self.demonstration_energy_weight and self.uses_reference):
+            beta = self.beta if self.beta_final is None else f"{self.beta} -> {self.beta_final}"
+            found.append(
+                f"kl_sampler: demonstrations with reward_energy_weight {self.reward_energy_weight}, "
+                f"demonstration_energy_weight {self.demonstration_energy_weight} and beta {beta}; it makes no rollouts "
+                "and penalises how far demonstrations move; write reward_energy_weight: 0 and the other two positive, "
+                "or kl_sampler: policy"
+            )
+        if self.packing and self.packing_strategy != "bfd":
+            found.append(
+                f"packing_strategy: {self.packing_strategy}; it cuts sequences, and under kl_sampler: demonstrations "
+                "the log-ratio of each whole one is a term of F; write bfd"
             )
         return found
 
@@ -187,6 +230,13 @@ def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
         config.target_modules = {name}
     return config
 
+
+_MOVING_REFERENCE = "sync_ref_model: the reference moves, so F is measured against a target that moves too."
+_PENALISES_DEMONSTRATIONS = (
+    "kl_sampler: demonstrations penalises the squared log-ratio of demonstrations, not KL(pi || reference): it ends at "
+    "log pi - log reference = demonstration_energy_weight / beta on each of them, where normalisation leaves room, and "
+    "holds no probability elsewhere."
+)
 
 # Settings under which the run does not end at the written optimum, and what they do, in plain words.
 _CHANGES_OPTIMUM = (
@@ -241,13 +291,14 @@ _CHANGES_OPTIMUM = (
     ),
     (
         lambda a: a.sync_ref_model,
-        "sync_ref_model: the reference moves, so F is measured against a target that moves too.",
+        _MOVING_REFERENCE,
     ),
 )
 
 
 def what_changes_the_optimum(args: FreeEnergyConfig) -> list[str]:
     """One sentence for each setting of `args` that moves the run's fixed point away from the optimum of F."""
-    if not args.generates:
-        return []
+    if args.is_sft:
+        moving = [_MOVING_REFERENCE] if args.sync_ref_model else []
+        return [_PENALISES_DEMONSTRATIONS, *moving] if args.uses_reference else []
     return [text.format(**vars(args)) for applies, text in _CHANGES_OPTIMUM if applies(args)]

@@ -4,9 +4,11 @@ import copy
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -98,11 +100,17 @@ def _model_rows(rows: Dataset) -> Dataset:
     return rows.select_columns([c for c in ("input_ids", "labels", "seq_lengths") if c in rows.column_names])
 
 
+def _lengths(rows: Dataset) -> list[int]:
+    return pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+
+
 class DemonstrationStream:
     """Demonstrations of their own beside the rollouts: an endless shuffled stream.
 
     Row k of the stream is row k mod M of permutation k // M, drawn from `seed` and k // M alone: optimizer step t
-    reads the same rows whatever happened before it, on any number of processes and after any resume.
+    reads the same rows whatever happened before it, on any number of processes and after any resume. The permutation
+    groups rows of like length under `train_sampling_strategy: group_by_length`. Within a step the longest rows come
+    first, so that a micro-batch holds rows of like length and little padding; the step's mean does not depend on it.
     """
 
     def __init__(self, rows, tokenizer, args: FreeEnergyConfig):
@@ -114,9 +122,11 @@ class DemonstrationStream:
         self.rows = _model_rows(prepare(rows, tokenizer, args, shuffle=False))
         packed = "seq_lengths" in self.rows.column_names
         self._sequences = [len(lengths) for lengths in self.rows["seq_lengths"]] if packed else None
+        self._lengths = _lengths(self.rows)
         self.collate = collator(tokenizer, args)
         self.batch_size = args.per_device_demonstration_batch_size or args.per_device_train_batch_size
         self.accumulation = args.gradient_accumulation_steps
+        self._groups_lengths = args.train_sampling_strategy == "group_by_length"
         self.seed = args.data_seed
         self._permutation: tuple[int, list[int]] = (-1, [])
 
@@ -124,8 +134,13 @@ class DemonstrationStream:
         epoch, offset = divmod(position, len(self.rows))
         if self._permutation[0] != epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
-            self._permutation = epoch, torch.randperm(len(self.rows), generator=generator).tolist()
+            self._permutation = epoch, self._permuted(generator)
         return self._permutation[1][offset]
+
+    def _permuted(self, generator: torch.Generator) -> list[int]:
+        if self._groups_lengths:  # in slices of the size that transformers' own sampler takes
+            return get_length_grouped_indices(self._lengths, self.batch_size * self.accumulation, generator=generator)
+        return torch.randperm(len(self.rows), generator=generator).tolist()
 
     def for_step(
         self, step: int, first_micro_step: int, micro_batches: list, rank: int, world: int
@@ -134,6 +149,7 @@ class DemonstrationStream:
         size = self.batch_size
         first = step * self.accumulation * world * size
         rows = [self._row(first + i) for i in range(len(micro_batches) * world * size)]
+        rows.sort(key=lambda row: -self._lengths[row])
         total = sum(self._sequences[row] for row in rows) if self._sequences else len(rows)
         batches = []
         for micro in range(len(micro_batches)):

@@ -18,6 +18,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from fe_posttrain.theory.schedules import BETA_SCHEDULES
 
 ESTIMATORS = ("sequence", "sequence_to_go", "trl")
+KL_SAMPLERS = ("policy", "demonstrations")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ _RANGES: dict[Range, str] = {
     Range("draws are split in halves", 2): "support_draws support_reference_draws support_displacement_rows",
     Range("it counts optimizer steps; -1 leaves it to num_train_epochs", 1, also=(-1,)): "max_steps",
     Range("it counts tokens; 0 keeps all", 0, also=(-1,)): "top_k",
-    COUNT_FROM_0: "dataloader_num_workers num_completions_to_print support_steps support_displacement_steps",
+    COUNT_FROM_0: "dataloader_num_workers num_completions_to_print support_steps support_displacement_steps "
+    "reference_cache_mib",
     STEPS: "save_steps logging_steps",
     Range("it counts optimizer steps, or below 1 is a share of the run", 0): "eval_steps eval_delay warmup_steps",
     POSITIVE: "num_train_epochs loss_divisor repetition_penalty delta sapo_temperature_neg sapo_temperature_pos "
@@ -83,6 +85,7 @@ _RANGES: dict[Range, str] = {
     "router_aux_loss_coef neftune_noise_alpha",
     SHARE: "min_p top_entropy_quantile ref_model_mixup_alpha reward_fault_limit label_smoothing_factor",
     Range("it is a share of the probability", 0, 1, open_low=True): "top_p",
+    Range("groups are weighted by its inverse", 0, 1, open_low=True): "quiet_group_rate",
     Range("it is a share of the GPU's memory", 0, 1, open_low=True): "vllm_gpu_memory_utilization",
     Range("it is the share that is dropped", 0, 1, open_high=True): "lora_dropout",
     DECAY: "adam_beta1 adam_beta2",
@@ -97,6 +100,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8")
 _OVERLONG = ("error", "drop", "truncate")
 CHOICES: dict[str, tuple] = {
     "estimator": ESTIMATORS,
+    "kl_sampler": KL_SAMPLERS,
     "beta_schedule": tuple(BETA_SCHEDULES),
     "reward_fault_policy": ("stop", "mask"),
     "loss_type": ("dr_grpo", "grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),

@@ -44,7 +44,10 @@ def attach_snapshot(trainer) -> None:
     vars(model).pop("forward", None)  # the fused head of the copy still closes over the original model
     args = trainer.args
     disable_dropout_in_model(model)
-    add_fused_lm_head(model, temperature=trainer.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
+    if args.is_sft:  # demonstrations are scored at temperature 1, as SFTTrainer scores them
+        add_fused_lm_head(model)
+    else:
+        add_fused_lm_head(model, temperature=trainer.temperature, cast_lm_head_to_fp32=args.cast_lm_head_to_fp32)
     if trainer.is_deepspeed_enabled:
         trainer.ref_model = prepare_deepspeed(model, trainer.accelerator)
     elif trainer.is_fsdp_enabled:

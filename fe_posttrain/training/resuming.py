@@ -5,7 +5,6 @@ here: the micro-step count, the order of prompts in later epochs, metrics gather
 that moves, and what callbacks hold.
 """
 
-import hashlib
 import json
 import logging
 import shutil
@@ -24,6 +23,7 @@ from fe_posttrain.training import checkpoints
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.rollouts import ShapesRollouts
 from fe_posttrain.training.run import decide_together
+from fe_posttrain.training.weights import hash_of
 
 logger = logging.getLogger(__name__)
 
@@ -247,18 +247,14 @@ class Resumes(ShapesRollouts):
     def _reference_fingerprint(self) -> str | None:
         """Hash of the weights that checkpoints do not hold: the snapshot, or the frozen base under an adapter."""
         if self._fingerprint is None and not (self._sharded() or self._reference_moves()):
-            digest = hashlib.sha256()
-            for name, weight in self._kept_elsewhere():
-                digest.update(name.encode())
-                digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-            self._fingerprint = digest.hexdigest()
+            self._fingerprint = hash_of(self._kept_elsewhere())
         return self._fingerprint
 
     def _kept_elsewhere(self) -> list[tuple[str, torch.Tensor]]:
         if self.ref_model is not None:
-            return sorted(self._bare_reference().named_parameters())
+            return list(self._bare_reference().named_parameters())
         model = self.accelerator.unwrap_model(self.model)
-        return sorted((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
+        return [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)

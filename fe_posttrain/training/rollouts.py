@@ -1,32 +1,35 @@
 """Rollouts under the exact estimator: sampled with their log-probs, shaped by reward and KL, given advantages."""
 
 import logging
-from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import nanstd, use_adapter
+from trl.trainer.utils import nanstd
 
-from fe_posttrain.sequences import Decoding, can_sample, sample
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.models import can_sample
+from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
 from fe_posttrain.theory.gibbs import bernoulli_log_partition
 from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
-from fe_posttrain.training.as_sft import RunsAsSFT
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
 from fe_posttrain.training.rollout_events import RolloutEvents
+from fe_posttrain.training.scoring import ScoresRollouts
 
 logger = logging.getLogger(__name__)
 
 KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is known, the gap is logged
 
 
-class ShapesRollouts(RunsAsSFT):
+class ShapesRollouts(ScoresRollouts):
     """Wraps GRPOTrainer's rollouts and policy loss so that the mean gradient is that of F.
 
     TRL's own KL is off (`beta` of the trainer is 0); ours is in the advantages. Under `estimator: trl` TRL's step
@@ -35,6 +38,7 @@ class ShapesRollouts(RunsAsSFT):
 
     def _set_up_rollouts(self) -> None:
         args = self.args
+        self._set_up_scoring()
         self._exact = args.estimator != "trl"
         self.beta = 0.0 if self._exact else args.beta
         self._beta_in_force = args.beta
@@ -44,8 +48,7 @@ class ShapesRollouts(RunsAsSFT):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
-        self._on_log_probs = None
-        self._last_log_probs: Tensor | None = None
+        self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
@@ -69,16 +72,24 @@ class ShapesRollouts(RunsAsSFT):
     @staticmethod
     def _rollout(prompts: list, trainer: "ShapesRollouts") -> dict[str, list]:
         """TRL's `rollout_func`: draw completions and keep the log-probs they were drawn with."""
-        prompt_ids, _, _ = trainer._tokenize_prompts(prompts)
+        prompt_ids = trainer._tokenize_groups(prompts)
         with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
-            completion_ids, log_probs = sample(
+            drawn = sample(
                 trainer.accelerator.unwrap_model(trainer.model_wrapped),
                 prompt_ids,
                 trainer._decoding,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
             )
-        return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": log_probs}
+        trainer._drawn_entropies = drawn.entropies
+        return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs}
+
+    def _tokenize_groups(self, prompts: list) -> list[list[int]]:
+        """Token ids of each prompt; one that stands in consecutive rows is tokenised once."""
+        different = [i for i in range(len(prompts)) if i == 0 or prompts[i] != prompts[i - 1]]
+        ids = self._tokenize_prompts([prompts[i] for i in different])[0]
+        counts = [stop - start for start, stop in zip(different, [*different[1:], len(prompts)], strict=True)]
+        return [found for found, count in zip(ids, counts, strict=True) for _ in range(count)]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -123,7 +134,7 @@ class ShapesRollouts(RunsAsSFT):
             self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
         if not self._exact:
             self.beta = self._beta_in_force
-        known_p = [row.get(KNOWN_P) for row in inputs]
+        known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
         batch = super()._generate_and_score_completions(inputs)
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
@@ -133,13 +144,12 @@ class ShapesRollouts(RunsAsSFT):
         if not self._exact:
             if weight != 1:
                 batch["advantages"] = batch["advantages"] * weight
-            self._tell(inputs, batch, mode)
-            return batch
-        self._shape(batch, rewards, mode)
+        else:
+            self._shape(batch, rewards, mode)
         self._tell(inputs, batch, mode)
-        if all(p is not None for p in known_p):
+        if self._exact and all(p is not None for p in known_p):
             self._record_gap(torch.tensor(known_p, device=rewards.device), mode)
-        return batch
+        return self._by_group(batch) if mode == "train" else batch
 
     def _tell(self, inputs: list[dict], batch: dict, mode: str) -> None:
         """Hand the rollouts to callbacks; `batch` loses what only they read."""
@@ -170,11 +180,16 @@ class ShapesRollouts(RunsAsSFT):
             advantages, baseline = sum_to_go_advantages(rewards, gather(padded), **settings)
             advantages, baseline = advantages[:, :width], baseline[:, :width]
         scale = self._reward_scale(rewards, group)
+        if mode == "train" and args.quiet_group_rate < 1:
+            scale = scale / self._group_weights(rewards, group)
         scale = scale if advantages.dim() == 1 else scale[:, None]
         rank, rows = self.accelerator.process_index, len(mask)
         local = slice(rank * rows, (rank + 1) * rows)
         advantages = advantages / scale
         batch["advantages"] = advantages[local]
+        if self._trusts_sampler and self._drawn_entropies is not None and "old_per_token_logps" not in batch:
+            drawn = [torch.tensor(row, device=rewards.device) for row in self._drawn_entropies]
+            batch["sampling_entropies"] = pad_sequence(drawn, batch_first=True)
         self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]
@@ -202,29 +217,17 @@ class ShapesRollouts(RunsAsSFT):
             return nanstd(rewards).expand_as(rewards) + 1e-4
         return nanstd(rewards.view(-1, group), dim=1).repeat_interleave(group) + 1e-4
 
-    def _score(self, model, batch: dict) -> Tensor:
-        """Log-probs (B, T) of the batch's completions under `model`, by the forward that the loss uses; no grad."""
-        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-        mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-        with (
-            torch.no_grad(),
-            self._watching_log_probs(None),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-        ):
-            return self._get_per_token_logps_and_entropies(
-                model, ids, mask, batch["completion_ids"].size(1), batch_size=self._scoring_batch_size()
-            )[0]
+    def _group_weights(self, rewards: Tensor, group: int) -> Tensor:
+        """1 for rows (N,) of groups with reward signal; of those without, 1/q with probability q and else 0.
 
-    def _scoring_batch_size(self) -> int:
-        training = self.model.training
-        return self.args.per_device_train_batch_size if training else self.args.per_device_eval_batch_size
-
-    def _score_reference(self, batch: dict) -> Tensor:
-        if self.ref_model is not None:
-            return self._score(self.ref_model, batch)
-        model = self.accelerator.unwrap_model(self.model)
-        with use_adapter(model, adapter_name="ref" if "ref" in model.peft_config else None):
-            return self._score(self.model, batch)
+        The mean over draws is 1 for every row, so the expected gradient is that of all groups. The draw depends on
+        seed and step alone: the same on every process and after a resume.
+        """
+        rate, grouped = self.args.quiet_group_rate, rewards.view(-1, group)
+        drawn = np.random.default_rng([self.args.seed, self.state.global_step]).random(len(grouped))
+        weights = torch.as_tensor((drawn < rate) / rate, dtype=rewards.dtype, device=rewards.device)
+        quiet = (grouped == grouped[:, :1]).all(1)
+        return torch.where(quiet, weights, 1.0).repeat_interleave(group)
 
     def _log_ratio(self, batch: dict, mask: Tensor) -> Tensor:
         """log pi - log reference of every trained token, (B, T), zero elsewhere; nats."""
@@ -259,23 +262,8 @@ class ShapesRollouts(RunsAsSFT):
                     apart,
                 )
 
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        scored = super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        self._last_log_probs = scored[0].detach()
-        if self._on_log_probs is not None:
-            self._on_log_probs(self._last_log_probs)
-        return scored
-
-    @contextmanager
-    def _watching_log_probs(self, watcher):
-        """Hand the policy's log-probs to `watcher` after the loss's forward and before TRL uses the batch."""
-        before, self._on_log_probs = self._on_log_probs, watcher
-        try:
-            yield
-        finally:
-            self._on_log_probs = before
-
     def _compute_loss(self, model, inputs):
+        self._by_row(inputs)
         watcher = self._refresher(inputs) if self._exact else self._recorder(inputs)
 
         def watch(log_policy: Tensor) -> None:
@@ -283,9 +271,18 @@ class ShapesRollouts(RunsAsSFT):
             if watcher is not None:
                 watcher(log_policy)
 
-        with self._watching_log_probs(watch):
+        with self._watching_log_probs(watch), self._without_idle(inputs, self._rows_with_gradient(inputs)):
             loss = super()._compute_loss(model, inputs)
         return loss * (self.max_completion_length / self._divisor) if self._exact else loss
+
+    def _rows_with_gradient(self, inputs: dict) -> Tensor | None:
+        """Which rows (B,) have a gradient under the exact estimators: those with an advantage. None: ask not."""
+        if not self._exact or self._entropy_bonus_enabled:
+            return None
+        rows = len(inputs["advantages"])
+        if "energy_reward" in inputs and self._beta_in_force > 0:  # advantages come with the forward
+            return inputs["energy_scale"].view(rows, -1).isfinite().all(1)
+        return (inputs["advantages"] != 0).view(rows, -1).any(1)
 
     def _recorder(self, inputs: dict):
         """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""

@@ -29,7 +29,7 @@ class FreeEnergyTrainer(Resumes):
     Takes what GRPOTrainer takes, by the same names, and `demo_dataset`: rows of `prompt` and `completion` (or
     `text`, `messages`), a stream of their own beside the rollouts. A column `demonstration` of `train_dataset`
     pairs demonstrations with their prompts instead. Without reward energy and beta the run is SFTTrainer's, step
-    for step, and generates nothing.
+    for step, and generates nothing; nor does it with `kl_sampler: demonstrations`, whose penalty is added to that.
 
     Raises:
         ValueError: demonstrations without a weight, a weight without demonstrations, or images.
@@ -94,7 +94,7 @@ class FreeEnergyTrainer(Resumes):
             )
         if self._is_vlm:
             raise ValueError("processing_class: a processor for images; only text is supported; pass a tokenizer")
-        if args.disable_dropout and args.estimator != "trl":
+        if args.disable_dropout and (args.is_sft or args.estimator != "trl"):
             reference.disable_attention_dropout(self.model)
         if snapshot:
             reference.attach_snapshot(self)
@@ -194,9 +194,10 @@ class FreeEnergyTrainer(Resumes):
         metrics = self._metrics["train" if self.model.training else "eval"]
         terms = [metrics[key] for key in ("free_energy/reward", "free_energy/demonstration") if key in metrics]
         if terms and ("free_energy/reward" in metrics or self.args.is_sft):
-            if "free_energy/kl" in metrics:
-                pairs = zip(metrics["free_energy/beta"], metrics["free_energy/kl"], strict=True)
-                terms.append([beta * kl for beta, kl in pairs])
+            held = [key for key in ("free_energy/kl", "free_energy/demonstration_penalty") if key in metrics]
+            if held:
+                pairs = zip(metrics["free_energy/beta"], metrics[held[0]], strict=True)
+                terms.append([beta * nats for beta, nats in pairs])
             else:
                 metrics["free_energy/beta"] = [self._beta_in_force]
             metrics["free_energy/total"] = [sum(sum(values) / len(values) for values in terms)]

@@ -58,7 +58,8 @@ def _of(group: str, source: str, rows: Iterable[tuple[str, str, str, str]]) -> t
 
 CATALOGUE: tuple[Metric, ...] = (
     *_of("objective", "trainer", (
-        ("free_energy/total", "energy", DOWN, "F of the step: reward + demonstration + beta · kl, undivided"),
+        ("free_energy/total", "energy", DOWN, "F of the step: reward + demonstration + beta · (kl or "
+         "demonstration_penalty), undivided"),
         ("free_energy/optimum", "energy", "", "F*, the least F that the step's prompts allow: mean of -beta log Z, "
          "exact where p_ref is known (column `reference_p`), beta > 0 and w_d = 0"),
         ("free_energy/gap", "energy", ZERO, "F - F* of the step's prompts, where F* is known; a sample mean, so it "
@@ -67,6 +68,8 @@ CATALOGUE: tuple[Metric, ...] = (
         ("free_energy/demonstration", "energy", DOWN, "w_d E[-log pi], summed over tokens, averaged over the step's "
          "demonstrations"),
         ("free_energy/kl", "nats/sequence", "", "KL(pi ‖ reference), from the step's rollouts"),
+        ("free_energy/demonstration_penalty", "nats²/sequence", "", "mean of l²/2 over the step's demonstrations, "
+         "l = log pi - log reference of a whole one (`kl_sampler: demonstrations`)"),
         ("free_energy/beta", "energy/nat", "", "beta in force"),
     )),
     *_of("objective", "support", (

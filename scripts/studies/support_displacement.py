@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from studies.support_runs import Run, exact, train
 
-from fe_posttrain.sequences import Decoding
+from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.support.displacement import rms, window
 from fe_posttrain.tasks.digits import correct, prompts
 from fe_posttrain.tracking.drawing import Drawing

@@ -92,6 +92,11 @@ def test_an_override_heals_the_line_that_it_replaces(tmp_path):
             ],
             "support: true while nothing says which completions are correct",
         ),
+        (["kl_sampler: demonstrations"], "kl_sampler: demonstrations with reward_energy_weight 1"),
+        (
+            ["kl_sampler: demonstrations", "neftune_noise_alpha: 5"],
+            "noise in the embeddings of a run that rolls out or",
+        ),
         (["merge_adapter: true"], "merge_adapter: written without use_peft"),
         (["push_to_hub: true", "hub_strategy: all_checkpoints"], "hub_strategy: all_checkpoints pushes"),
         (["resume_from_checkpoint: x"], "write --resume"),

@@ -86,6 +86,22 @@ def test_the_plan_of_supervised_fine_tuning():
     assert "Prompt 1" not in seen and "KV cache" not in seen
 
 
+def test_the_plan_of_a_penalty_on_demonstrations(monkeypatch):
+    monkeypatch.setattr("fe_posttrain.recipe.plan.cache_file", lambda: Path("/kept/here"))
+    changed = {"beta": 0.1, "kl_sampler": "demonstrations", "demonstrations": {"barrier": 1}, "demonstration_rows": 128}
+    seen = recipe("sft", **changed)
+    for line in (
+        "F(pi) = 1 E_demonstrations[-log pi] + 0.1/2 E_demonstrations[(log pi - log reference)^2]",
+        "reference     scores a demonstration once, in the first pass of the first run: 6.00 KiB of log-probs",
+        "/kept/here, at most 1,024 MiB",  # 1,536 trained tokens x 4 bytes are 6 KiB
+        "reference       423.75 KiB",
+        "kl_sampler: demonstrations penalises the squared log-ratio",
+    ):
+        assert line in seen
+    assert "sampled" not in seen and "kept start" not in seen
+    assert "reference     scores every batch" in recipe("sft", **changed, reference_cache_mib=0)
+
+
 @pytest.mark.parametrize("paired", [False, True])
 def test_the_plan_of_a_mixture_shows_two_of_each(paired):
     seen = recipe("mixture", prompt_rows=64, demonstration_rows=128, demonstrations_paired=paired)

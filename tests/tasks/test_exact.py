@@ -9,7 +9,9 @@ import torch
 from random_llama import random_llama
 from transformers import AutoModelForCausalLM
 
-from fe_posttrain.sequences import Decoding, sample, score
+from fe_posttrain.sequences.decoding import Decoding
+from fe_posttrain.sequences.sampling import sample
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import ExactTerms, exact_gap, exact_probabilities, exact_terms, family_means
 
@@ -135,7 +137,7 @@ def test_agrees_with_sampling_on_the_testbed(reference_folder, tokenizer):
     ids = [row for row in tokenizer(prompts)["input_ids"] for _ in range(n)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        drawn, _ = sample(policy, ids, Decoding(12), eos_token_ids=[tokenizer.eos_token_id], pad_token_id=0)
+        drawn, _, _ = sample(policy, ids, Decoding(12), eos_token_ids=[tokenizer.eos_token_id], pad_token_id=0)
     by_model = (score(model, ids, drawn, pad_token_id=0)[0].double().sum(-1) for model in (policy, reference))
     log_policy, log_reference = by_model
     ratio = log_policy - log_reference

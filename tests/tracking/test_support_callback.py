@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fe_posttrain import SupportCallback
-from fe_posttrain.sequences import score
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.support.ledger import Ledger
 from fe_posttrain.tasks import digits
 from fe_posttrain.tasks.exact import exact_probabilities
@@ -211,7 +211,7 @@ def test_without_a_kl_there_is_no_ledger_but_a_verdict(tmp_path):
 
 
 def test_a_displacement_is_the_log_ratio_of_exact_probabilities(tmp_path):
-    from fe_posttrain.sequences import evaluating
+    from fe_posttrain.sequences.models import evaluating
 
     p = {}
 

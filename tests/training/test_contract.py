@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from transformers import Trainer
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import sft_trainer, utils
 from trl.trainer.base_trainer import _BaseTrainer
@@ -115,6 +116,33 @@ def test_a_faulty_reward_row_is_one_that_no_function_scored():
     assert "torch.isnan(rewards_per_func).all(dim=1)" in inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert list(inspect.signature(utils.get_callable_name).parameters) == ["func"]
     assert list(inspect.signature(utils.is_async_callable).parameters) == ["func"]
+
+
+def test_sft_takes_its_loss_from_the_fused_forward_that_it_makes_first():
+    """`_first_output` keeps what that forward returned; label smoothing and DFT need another `loss_type`."""
+    source = inspect.getsource(SFTTrainer.compute_loss)
+    fused = source.rindex("outputs = model(**inputs, fused_lm_head=True)\n")
+    assert (
+        fused
+        < source.index("per_token_loss = -outputs.log_probs")
+        < source.index("model(**logits_inputs)\n        return")
+    )
+    assert 'self.label_smoother is not None and self.args.loss_type == "nll"' in source
+
+
+def test_a_flat_batch_says_where_its_sequences_are():
+    collate = sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)
+    batch = collate([{"input_ids": [1, 2, 3]}, {"input_ids": [4, 5]}])
+    assert batch["cu_seq_lens_q"].tolist() == [0, 3, 5] and batch["seq_idx"].tolist() == [[0, 0, 0, 1, 1]]
+    assert batch["labels"].tolist() == [[-100, 2, 3, -100, 5]]
+    assert "attention_mask" in sft_trainer.DataCollatorForLanguageModeling(pad_token_id=0)([{"input_ids": [1]}])
+
+
+def test_rows_of_like_length_are_grouped_by_a_generator():
+    found = list(inspect.signature(get_length_grouped_indices).parameters)
+    assert found == ["lengths", "batch_size", "mega_batch_mult", "generator"]
+    order = get_length_grouped_indices([1, 5, 3, 2] * 4, 4, generator=torch.Generator().manual_seed(0))
+    assert sorted(order) == list(range(16))
 
 
 def test_helpers_that_we_call():

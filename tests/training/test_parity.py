@@ -22,8 +22,9 @@ PURE = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta":
         ({"packing": True, "max_length": 64}, None),
         ({}, LORA),
         ({"gradient_accumulation_steps": 2, "shuffle_dataset": True}, None),
+        ({"gradient_accumulation_steps": 2, "train_sampling_strategy": "group_by_length"}, None),
     ],
-    ids=["padded", "packed", "lora with dropout", "accumulated, shuffled"],
+    ids=["padded", "packed", "lora with dropout", "accumulated, shuffled", "by length"],
 )
 def test_pure_demonstrations_are_sft_trainer(tmp_path, own, lora):
     settings = {"max_steps": STEPS, "per_device_train_batch_size": 8, "data_seed": 3, **own}

@@ -18,6 +18,7 @@ from fe_posttrain.training.checkpoints import checkpoints, damage
 STEPS = 16
 RL = {**small.ROLLOUTS, "beta": 0.1}
 SFT = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0, "per_device_train_batch_size": 8}
+PENALISED = {**SFT, "beta": 0.2, "kl_sampler": "demonstrations", "beta_schedule": "linear", "beta_final": 0.4}
 MIXTURE = {**RL, "demonstration_energy_weight": 0.5, "gradient_accumulation_steps": 2}
 SCHEDULED = {**RL, "beta_schedule": "cosine", "beta_final": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 5}
 MOVING = {**RL, "sync_ref_model": True, "ref_model_sync_steps": 5, "ref_model_mixup_alpha": 1.0}
@@ -76,11 +77,22 @@ def assert_same(whole, resumed) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "stop"),
-    [(RL, 6), (RL, 14), (SFT, 9), (MIXTURE, 11), (SCHEDULED, 14), (MOVING, 14), (REUSED, 13)],
-    ids=["rl", "rl, later epoch", "sft", "mixture", "schedules", "reference resets", "reused rollouts"],
+    [(RL, 6), (RL, 14), (SFT, 9), (PENALISED, 6), (MIXTURE, 11), (SCHEDULED, 14), (MOVING, 14), (REUSED, 13)],
+    ids=[
+        "rl",
+        "rl, later epoch",
+        "sft",
+        "sft under beta",
+        "mixture",
+        "schedules",
+        "reference resets",
+        "reused rollouts",
+    ],
 )
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, settings, stop):
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, settings, stop):
+    monkeypatch.setenv("FE_POSTTRAIN_CACHE", str(tmp_path / "cache of the whole"))
     whole = train(tmp_path / "whole", settings)
+    monkeypatch.setenv("FE_POSTTRAIN_CACHE", str(tmp_path / "cache of the broken"))
     train(tmp_path / "broken", settings, stop=stop)
     assert_same(whole, train(tmp_path / "broken", settings, resume=True))
 

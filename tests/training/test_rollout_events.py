@@ -8,7 +8,8 @@ import small
 from transformers import TrainerCallback
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-from fe_posttrain.sequences import evaluating, score
+from fe_posttrain.sequences.models import evaluating
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.training.rollout_events import prompt_key
 
 

@@ -8,10 +8,9 @@ import pytest
 import small
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-from fe_posttrain.sequences import score
+from fe_posttrain.sequences.scoring import score
 from fe_posttrain.tasks import digits
 from fe_posttrain.training.reward_faults import RewardError
 
@@ -410,17 +409,6 @@ def test_kl_and_demonstrations_without_reward_roll_out_the_prompts(tmp_path):
     assert set(seen) <= set(small.prompts()["prompt"])
     assert record.logs[0]["free_energy/reward"] == 0.0 and "free_energy/kl" in record.logs[0]
     train(tmp_path, settings={"reward_energy_weight": 0.0}, reward_funcs=None)  # the KL alone
-
-
-def test_a_model_with_absolute_positions_starts_at_its_reference_beside_padding(tmp_path, caplog):
-    """TRL's scoring forward shifts the positions of padded rows; the sampler's log-probs are then not used."""
-    sizes = {"vocab_size": len(small.TOKENIZER), "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3))
-    rows = digits.dataset(["basin", "barrier"], 40, seed=0)  # prompts of six and of seven tokens
-    with caplog.at_level(logging.WARNING, logger="fe_posttrain"):
-        record, _ = train(tmp_path, model=model, train_dataset=rows, settings={"learning_rate": 1e-9, "max_steps": 3})
-    assert record.column("free_energy/kl") == [pytest.approx(0.0, abs=1e-4)] * 3
-    assert sum("scores its rollouts once more" in r.message for r in caplog.records) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import small
 import torch
@@ -10,7 +11,8 @@ from accelerate.utils import gather_object
 from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-from fe_posttrain.sequences import score
+from fe_posttrain.sequences.scoring import score
+from fe_posttrain.training import scoring
 from fe_posttrain.training.reward_faults import RewardError
 
 ROWS, GROUP, STEPS = 12, 4, 2  # on two processes, rows 4-7 of each step are one group on both
@@ -57,6 +59,36 @@ def straddling(folder: Path, processes: int, estimator: str) -> list[dict[str, t
     return record.gradients
 
 
+def whole_groups(folder: Path, processes: int, shares: bool) -> list[dict[str, torch.Tensor]]:
+    """Gradients with whole groups on each process, at beta 0: one has less to forward than the other, and no signal
+    at all in its first step."""
+
+    def reward(completion_ids, **_):
+        rewards = small.length_reward(completion_ids)
+        first = os.environ.get("RANK", "0") == "0"
+        return [1.0 if first and i < 8 else reward for i, reward in enumerate(rewards)]
+
+    with patch.object(scoring, "call_in_tokens", lambda device: 1):  # a forward costs nothing: several are made
+        record, _ = small.run(
+            FreeEnergyTrainer,
+            FreeEnergyConfig,
+            folder,
+            settings={
+                **small.ROLLOUTS,
+                "max_steps": STEPS,
+                "per_device_train_batch_size": 16 // processes,
+                "beta": 0.0,
+                "max_grad_norm": 0.0,
+                "share_prompts": shares,
+            },
+            model=small.model(),
+            reward_funcs=[reward],
+            train_dataset=small.prompts(),
+            rollout_func=fixed_rollouts,
+        )
+    return record.gradients
+
+
 def sft_parity(folder: Path) -> dict[str, bool]:
     """SFTTrainer against pure demonstrations on this many processes."""
     settings = {"max_steps": 20, "per_device_train_batch_size": 4, "data_seed": 3}
@@ -78,6 +110,32 @@ def sft_parity(folder: Path) -> dict[str, bool]:
         "second epoch": theirs.logs[-1]["epoch"] > 1,
         "two processes": trainer.accelerator.num_processes == 2,
     }
+
+
+def penalised(folder: Path, processes: int) -> dict[str, list]:
+    """Gradients and penalties of SFT with beta on its demonstrations; the second step is off the reference."""
+    os.environ["FE_POSTTRAIN_CACHE"] = str(folder / "cache")
+    record, _ = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={
+            "max_steps": STEPS,
+            "per_device_train_batch_size": ROWS // processes // 2,
+            "gradient_accumulation_steps": 2,
+            "reward_energy_weight": 0.0,
+            "demonstration_energy_weight": 1.0,
+            "beta": 0.3,
+            "kl_sampler": "demonstrations",
+            "optim": "sgd",
+            "learning_rate": 0.05,
+            "max_grad_norm": 0.0,
+        },
+        model=small.model(),
+        demo_dataset=small.demonstrations(ROWS),
+    )
+    penalties = record.column("free_energy/demonstration_penalty") if record.logs else []
+    return {"gradients": record.gradients, "penalties": penalties}
 
 
 def paired_with_gaps(folder: Path) -> list[float]:
@@ -124,7 +182,9 @@ def faulty_on_rank_1(folder: Path, policy: str) -> dict:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
+    found["whole groups"] = whole_groups(where, 2, True)
     found["sft"] = sft_parity(where)
+    found["penalised"] = penalised(where, 2)
     found["paired"] = paired_with_gaps(where)
     for policy in ("stop", "mask"):
         found[policy] = gather_object([faulty_on_rank_1(where, policy)])

@@ -48,9 +48,11 @@ def runs(tmp_path_factory) -> dict[str, RunData]:
         "rl": [*RL, "--support", "true", "--support_labels", f"{where}/mine.py:form"],
         "mixture": ["--max_steps", "2", *faults],
         "sft": ["--max_steps", "2"],
+        "sft under beta": "--max_steps 2 --beta 0.1 --kl_sampler demonstrations --reference_cache_mib 0".split(),
     }
+    recipes = {kind: str(ROOT / f"recipes/{kind.split()[0]}.yaml") for kind in kinds}
     return {
-        kind: RunData(launch(str(ROOT / f"recipes/{kind}.yaml"), [*SMALL, *words, "--output_dir", str(where / kind)]))
+        kind: RunData(launch(recipes[kind], [*SMALL, *words, "--output_dir", str(where / kind)]))
         for kind, words in kinds.items()
     }
 

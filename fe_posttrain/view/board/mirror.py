@@ -121,7 +121,8 @@ def begin(folder: Path, config: Mapping[str, Any], mode: str, name: str | None =
 
 def kind_of(config: Mapping[str, Any]) -> str:
     """`sft`, `mixture` or `rl`: what an objective is, for telling arms apart."""
-    if not (config.get("reward_energy_weight") or config.get("beta") or config.get("beta_final")):
+    on_rollouts = config.get("kl_sampler") != "demonstrations" and (config.get("beta") or config.get("beta_final"))
+    if not (config.get("reward_energy_weight") or on_rollouts):
         return "sft"
     return "mixture" if config.get("demonstration_energy_weight") else "rl"
 

@@ -77,7 +77,7 @@ PANELS = (
     Panel(
         "KL and beta",
         "How far the policy has moved from the reference, and the price of moving. The axis is logarithmic.",
-        ("free_energy/kl", "support/probe_kl", "free_energy/beta"),
+        ("free_energy/kl", "free_energy/demonstration_penalty", "support/probe_kl", "free_energy/beta"),
         log=True,
     ),
     Panel(

@@ -104,13 +104,19 @@ def on_the_hub(name: str) -> bool:
     return name != TESTBED and Path(name).suffix not in (".json", ".jsonl", ".parquet") and not Path(name).exists()
 
 
+def _rolls_out(recipe: Mapping[str, Any]) -> bool:
+    kl = recipe.get("kl_sampler") != "demonstrations" and (recipe["beta"] or recipe["beta_final"])
+    return bool(recipe["reward_energy_weight"] or kl)
+
+
 def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """In words, and as a tag."""
     rewarded, demonstrated = recipe["reward_energy_weight"], recipe["demonstration_energy_weight"]
     if rewarded and demonstrated:
         return "reward and demonstrations in one step", "reinforcement-learning"
-    if demonstrated and not recipe["beta"] and not recipe["beta_final"]:
-        return "supervised fine-tuning", "sft"
+    if demonstrated and not _rolls_out(recipe):
+        held = recipe["beta"] or recipe["beta_final"]
+        return "supervised fine-tuning" + (" under a penalty on log-ratios" if held else ""), "sft"
     return ("reinforcement learning" if rewarded else "demonstrations under a KL term"), "reinforcement-learning"
 
 
@@ -137,6 +143,7 @@ def _objective(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("w_d, weight of the demonstrations", f"{recipe['demonstration_energy_weight']:g}"),
         ("beta, energy units per nat", beta),
         ("estimator", _code(recipe["estimator"])),
+        ("the KL is taken on", _code(recipe.get("kl_sampler", "policy"))),
         ("reward functions", ", ".join(rewards) + (f", weights {_plain(weights)}" if weights else "")),
         ("prompts", _rows(recipe, "dataset_name", "prompts", "prompt_rows")),
         ("demonstrations", _rows(recipe, "demonstration_dataset_name", "demonstrations", "demonstration_rows")),
@@ -223,7 +230,7 @@ def _training(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "lr_scheduler_type",
         "optim",
     ]
-    if recipe["reward_energy_weight"] or recipe["beta"] or recipe["beta_final"]:
+    if _rolls_out(recipe):
         keys += ["num_generations", "max_completion_length", "temperature"]
     if recipe["demonstration_energy_weight"]:
         keys += ["per_device_demonstration_batch_size", "max_length", "packing"]

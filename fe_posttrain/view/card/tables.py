@@ -7,8 +7,15 @@ from fe_posttrain.view.catalogue import named
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.text import number, probability
 
-_ENERGY = ("total", "optimum", "gap", "reward", "demonstration", "kl", "beta")
-_LABELS = {"total": "F", "optimum": "F*", "gap": "gap, F - F*", "kl": "KL", "beta": "beta"}
+_ENERGY = ("total", "optimum", "gap", "reward", "demonstration", "kl", "demonstration_penalty", "beta")
+_LABELS = {
+    "total": "F",
+    "optimum": "F*",
+    "gap": "gap, F - F*",
+    "kl": "KL",
+    "demonstration_penalty": "penalty on demonstrations",
+    "beta": "beta",
+}
 _EVALUATED = {"eval_free_energy/total": "F", "eval_reward": "reward", "eval_loss": "loss"}
 
 

@@ -29,13 +29,15 @@ def energy(run: RunData) -> Html | None:
         },
     )
     divergence = lines_of(run, {"free_energy/kl": ("KL", "c1", False)})
+    penalty = lines_of(run, {"free_energy/demonstration_penalty": ("l²/2", "c1", False)})
     figures = [
         over_steps(run, "F against its optimum" if len(lines) > 1 else "F", lines, zero=True),
         over_steps(run, "F on the probe prompts, and what its optimum can be", _probed(run), zero=True),
         over_steps(run, "The gap to the optimum", lines_of(run, {"free_energy/gap": ("gap", "c1", False)}),
                    zero=True, holds=(0,)),
-        over_steps(run, "Terms of F", terms, zero=True) if len(terms) > 1 or divergence else None,
+        over_steps(run, "Terms of F", terms, zero=True) if len(terms) > 1 or divergence or penalty else None,
         over_steps(run, "KL to the reference", divergence, holds=(0,)),
+        over_steps(run, "Squared log-ratio of demonstrations, halved", penalty, holds=(0,)),
         _beta(run),
     ]  # fmt: skip
     return section("energy", "Free energy", _words(run), tag("div", figures, class_="figures"))
@@ -71,5 +73,11 @@ def _words(run: RunData) -> Html:
 
 
 def _ends(name: str, ends: dict[str, float]) -> Html:
-    words = {"total": "F", "reward": "reward term", "demonstration": "demonstration term", "kl": "KL"}.get(name, name)
+    words = {
+        "total": "F",
+        "reward": "reward term",
+        "demonstration": "demonstration term",
+        "kl": "KL",
+        "demonstration_penalty": "penalty on demonstrations",
+    }.get(name, name)
     return tag("span", f"{words} ", data(ends["start"]), " → ", data(ends["end"]), class_="pair")

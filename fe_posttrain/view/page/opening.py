@@ -34,7 +34,10 @@ def objective(recipe: Mapping[str, Any]) -> str:
     beta, last = recipe.get("beta") or 0.0, recipe.get("beta_final")
     if beta > 0 or last:
         coefficient = f"{beta:g}" if last is None else f"({beta:g} → {last:g})"
-        parts.append(f"{coefficient} KL(π ‖ reference)")
+        if recipe.get("kl_sampler") == "demonstrations":
+            parts.append(f"{coefficient}/2 E_demonstrations[(log π − log reference)²]")
+        else:
+            parts.append(f"{coefficient} KL(π ‖ reference)")
     return "F(π) = " + " + ".join(parts)
 
 
@@ -165,7 +168,7 @@ def _off(run: RunData) -> str | None:
 def ends_table(run: RunData) -> Html:
     """F and its terms at the first and the last row."""
     rows = []
-    for name in ("total", "optimum", "gap", "reward", "demonstration", "kl", "beta"):
+    for name in ("total", "optimum", "gap", "reward", "demonstration", "kl", "demonstration_penalty", "beta"):
         key = f"free_energy/{name}"
         _, values = run.series(key)
         if values:

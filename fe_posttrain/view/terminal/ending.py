@@ -20,6 +20,7 @@ _ENERGY = (
     ("reward term", "reward"),
     ("demo term", "demonstration"),
     ("KL (nats)", "kl"),
+    ("penalty (nats²)", "demonstration_penalty"),
 )
 
 

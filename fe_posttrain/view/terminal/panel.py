@@ -77,6 +77,9 @@ def _terms(seen: Progress) -> Block:
     if (kl := seen.last.get("free_energy/kl")) is not None:
         unit, beta = named("free_energy/kl").unit, seen.last.get("free_energy/beta", 0.0)
         terms += (value("KL", number(kl), unit), value("beta", f"{beta:.3g}"))
+    if (penalty := seen.last.get("free_energy/demonstration_penalty")) is not None:
+        beta = seen.last.get("free_energy/beta", 0.0)
+        terms += (value("penalty", number(penalty), "nats²"), value("beta", f"{beta:.3g}"))
     return Block("terms", terms)
 
 
