@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import fields
 from fractions import Fraction
 from functools import partial
 from io import StringIO
@@ -13,8 +12,6 @@ import pytest
 import torch
 from rich.console import Console
 from scipy.stats import chisquare
-
-from fe_posttrain import FreeEnergyConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -171,9 +168,6 @@ def test_trls_step_by_us_has_trls_gradient_and_another_seed_has_not():
     assert bench_looks.difference(bench_looks.gradients(work, "grpo", seed=1), trl) > 1e-2  # other prompts
 
 
-@pytest.mark.skipif(
-    "share_prompts" not in {f.name for f in fields(FreeEnergyConfig)}, reason="prompts are not shared yet"
-)
 def test_shared_prompts_leave_the_gradient_as_it_is():
     import bench_looks
 
