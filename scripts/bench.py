@@ -8,7 +8,7 @@
                                               minutes; `--only a c` for some cells
     scripts/bench.py --scaling                one of prompt, completion, group, batch, model, vocabulary moved at a time
     scripts/bench.py --gpu                    models of the size of Qwen3-0.6B and 1.7B in bf16, on one GPU
-    scripts/bench.py --support                what tracking of support costs a run, about 4 minutes
+    scripts/bench.py --support                what tracking of support costs a step and a run, about 2 minutes
     scripts/bench.py --logging                what records, shows and mirrors a run, CPU time a step, about 1 minute
     scripts/bench.py --matrix --json result.json       and keep the record
 
