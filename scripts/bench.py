@@ -8,7 +8,7 @@
                                               minutes; `--only a c` for some cells
     scripts/bench.py --scaling                one of prompt, completion, group, batch, model, vocabulary moved at a time
     scripts/bench.py --gpu                    models of the size of Qwen3-0.6B and 1.7B in bf16, on one GPU
-    scripts/bench.py --support                what tracking of support costs a run, about 4 minutes
+    scripts/bench.py --support                what tracking of support costs a step and a run, about 2 minutes
     scripts/bench.py --logging                what records, shows and mirrors a run, CPU time a step, about 1 minute
     scripts/bench.py --matrix --json result.json       and keep the record
 
@@ -18,10 +18,13 @@ a ratio is ours over TRL's; the matrix says how many times as fast we are. What 
 
 import argparse
 import json
+import logging
 import warnings
 from pathlib import Path
 
 from rich.console import Console
+
+from fe_posttrain.whole_files import write_whole
 
 KINDS = ("matrix", "scaling", "gpu", "support", "logging")
 
@@ -88,9 +91,10 @@ def main() -> None:
     if (words.pairs is not None and words.pairs < 1) or words.steps < 2:
         parser.error("--pairs is at least 1 and --steps at least 2")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("fe_posttrain").setLevel(logging.ERROR)  # what `estimator: trl` does to the optimum is known
     record = run(words, parser, Console())
     if words.json:
-        words.json.write_text(json.dumps(record, indent=2) + "\n")
+        write_whole(words.json, json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

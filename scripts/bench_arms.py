@@ -1,11 +1,10 @@
 """The trainers that scripts/bench.py compares: built alike, and timed alike."""
 
-import logging
+import copy
 import os
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -20,9 +19,9 @@ import torch
 import transformers
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
-from fe_posttrain.training import reference
 
 OURS = "ours"
 TRAINERS = {
@@ -37,7 +36,6 @@ GPU = torch.cuda.is_available()
 torch.set_num_threads(1)
 datasets.disable_progress_bars()
 transformers.utils.logging.disable_progress_bar()
-logging.getLogger("fe_posttrain").setLevel(logging.ERROR)
 scratch = tempfile.TemporaryDirectory()
 
 
@@ -67,15 +65,23 @@ def build(kind: str, model, tokenizer, rows, reward: Callable | None = None, *, 
         given = {"demo_dataset" if kind == OURS else "train_dataset": rows}
     elif rollout_func is None:
         del given["rollout_func"]
-    # A model made in memory lies nowhere that TRL could load its reference from: it gets a copy, as ours does.
-    copies = kind == "grpo" and args.beta > 0 and not model.config._name_or_path
-    with reference.without_reload(args, True) if copies else nullcontext():
-        made = trainer_class(model, args=args, processing_class=tokenizer, **given)
-    if copies:
-        made.beta = args.beta
-        reference.attach_snapshot(made)
+    beta, copies = args.beta if kind == "grpo" else 0.0, not model.config._name_or_path
+    if beta and copies:
+        args.beta = 0.0  # a model made in memory lies nowhere that TRL could load its reference from
+    made = trainer_class(model, args=args, processing_class=tokenizer, **given)
+    if beta and copies:
+        args.beta = made.beta = beta
+        made.ref_model = made.accelerator.prepare_model(_reference(made), evaluation_mode=True)
     made.remove_callback(PrinterCallback)
     return made
+
+
+def _reference(trainer: GRPOTrainer):
+    """A copy of the trainer's model, made ready as GRPOTrainer makes the one that it loads."""
+    model = copy.deepcopy(trainer.model).requires_grad_(False).eval()
+    vars(model).pop("forward")  # the fused head of the copy still closes over the original
+    add_fused_lm_head(model, temperature=trainer.temperature)
+    return model
 
 
 def mark():
@@ -109,8 +115,8 @@ class Phases(TrainerCallback):
         self._readings = {"step": [], "rollouts": [], "generation": []}
         self._on = False
         trainer.add_callback(self)
-        for method, name in (("_generate_and_score_completions", "rollouts"), ("_generate", "generation")):
-            if hasattr(trainer, method):
+        if not isinstance(trainer, SFTTrainer):
+            for method, name in (("_generate_and_score_completions", "rollouts"), ("_generate", "generation")):
                 setattr(trainer, method, self._around(getattr(trainer, method), name))
 
     def _around(self, method, name: str):

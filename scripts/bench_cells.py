@@ -145,6 +145,13 @@ class Rollouts:
         drawn = self.batch * (self.completion + (self.shortest or self.completion)) / 2
         return {"generation": drawn, "update": self.batch * self.prompt + drawn}
 
+    @property
+    def in_full_precision(self) -> "Rollouts":
+        """What gradients are compared on: the same; of a model in half precision two layers, in float32."""
+        if self.shape.dtype == torch.float32:
+            return self
+        return replace(self, shape=replace(self.shape, layers=2, dtype=torch.float32))
+
     def build(self, kind: str, **settings):
         """A trainer of this kind on these rollouts."""
         model, rng = self.shape.model(), random.Random(0)
@@ -169,10 +176,10 @@ class Rollouts:
 class Demonstrations:
     """Random demonstrations whose lengths, prompt and completion together, are log-uniform from `shortest` on."""
 
-    shortest: int = 16
-    longest: int = 256
+    shortest: int = 8
+    longest: int = 128
     batch: int = 16
-    rows: int = 160
+    rows: int = 384  # group_by_length sorts a quarter of them at a time
     shape: Shape = field(default_factory=Shape)
     epochs: int = 1
 
@@ -218,20 +225,22 @@ class Testbed:
     wider: bool = False
 
     def load(self) -> tuple:
-        """Model and tokenizer."""
+        """Model, tokenizer and data."""
         folder = wider_testbed() if self.wider else testbed_folder()
         model = AutoModelForCausalLM.from_pretrained(folder, device_map="cuda" if GPU else None)
-        return model, AutoTokenizer.from_pretrained(folder)
+        if self.group is None:
+            rows = digits.dataset(["barrier", "basin"], self.rows, seed=0, demonstrations=True)
+        else:
+            rows = digits.dataset(["tail_10", "basin"], self.rows // 4, seed=0)
+        return model, AutoTokenizer.from_pretrained(folder), rows
 
     def build(self, kind: str, loaded: tuple | None = None, **settings):
         """A trainer of this kind on the testbed, for what `load` gave."""
-        model, tokenizer = loaded or self.load()
+        model, tokenizer, rows = loaded or self.load()
         common = {"per_device_train_batch_size": self.batch, "max_steps": self.steps, "logging_steps": 10}
         if self.group is None:
-            rows = digits.dataset(["barrier", "basin"], self.rows, seed=0, demonstrations=True)
             return build(kind, model, tokenizer, rows, **common | settings)
         common |= {"num_generations": self.group, "max_completion_length": 12, "beta": BETA}
-        rows = digits.dataset(["tail_10", "basin"], self.rows // 4, seed=0)
         reward = even_tokens if "rollout_func" in settings else digits.correct  # random completions hold no answer
         return build(kind, model, tokenizer, rows, reward, **common | settings)
 
@@ -270,18 +279,20 @@ class Cell:
     work: Rollouts | Demonstrations | Testbed
     arms: dict[str, Arm]
     bars: tuple[Bar, ...]
-    memory: float | None = 1.05
+    memory: float | None
 
 
-def against_grpo(what: str, work: Rollouts | Testbed, least: float | None, memory: float = 1.05) -> Cell:
-    """Ours against GRPOTrainer."""
-    return Cell(what, work, {OURS: (OURS, {}), "TRL": ("grpo", {})}, (Bar(OURS, "TRL", least),), memory)
+def against_grpo(what: str, work: Rollouts | Testbed, least: float | None) -> Cell:
+    """Ours against GRPOTrainer; long prompts of large groups are to save half of the update's memory."""
+    long = isinstance(work, Rollouts) and work.prompt >= 4 * work.completion and work.group >= 8
+    arms, bars = {OURS: (OURS, {}), "TRL": ("grpo", {})}, (Bar(OURS, "TRL", least),)
+    return Cell(what, work, arms, bars, 0.5 if long else 1.05)
 
 
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 MATRIX = {
     "a": against_grpo("prompt 2 x completion", Rollouts(128, 64), 1.8),
-    "b": against_grpo("prompt 4 x completion", Rollouts(192, 48), 2.5, memory=0.5),
+    "b": against_grpo("prompt 4 x completion", Rollouts(192, 48), 2.5),
     "c": against_grpo("as a, lengths 25-100 %", Rollouts(128, 64, shortest=16, steps=4), 2.2),
     "d": against_grpo("prompt 1/4 of completion", Rollouts(16, 64), 1.1),
     "e": against_grpo("testbed, batch 64, G 16", Testbed(), 1.15),
@@ -290,10 +301,11 @@ MATRIX = {
         Demonstrations(),
         {OURS: (OURS, SFT | GROUPED), "TRL": ("sft", GROUPED), "TRL's default": ("sft", {})},
         (Bar(OURS, "TRL", 1.0), Bar(OURS, "TRL's default", 1.8)),
+        memory=1.05,
     ),
     "h": Cell(
         "demonstrations, second epoch",
-        Demonstrations(epochs=2),
+        Demonstrations(rows=96, epochs=2),
         {"with KL": (OURS, SFT | {"beta": BETA, "kl_sampler": "demonstrations"}), "beta 0": (OURS, SFT)},
         (Bar("with KL", "beta 0", 1 / 1.05),),
         memory=None,
@@ -301,34 +313,29 @@ MATRIX = {
 }
 
 
-def _scaling() -> dict[str, Cell]:
-    base = Rollouts(128, 32)
-    moved = {
-        "prompt": [(f"prompt {n}", {"prompt": n}) for n in (32, 256)],
-        "completion": [(f"completion {n}", {"completion": n}) for n in (16, 64)],
-        "group": [(f"G {n}", {"group": n}) for n in (2, 4, 16)],
-        "batch": [(f"batch {n}", {"batch": n}) for n in (8, 32)],
-        "model": [
-            ("hidden 128, 2 layers", {"shape": Shape(hidden=128, layers=2, heads=2, kv_heads=1, intermediate=384)})
-        ],
-        "vocabulary": [("vocabulary 32k", {"shape": Shape(vocab=32768)})],
-    }
-    cells = {"base": against_grpo("prompt 128, completion 32, G 8, batch 16", base, None)}
-    for factor, values in moved.items():
-        cells |= {
-            f"{factor} {i}": against_grpo(what, replace(base, **change), None)
-            for i, (what, change) in enumerate(values, 1)
-        }
-    return cells
-
-
-SCALING = _scaling()
+BASE = Rollouts(128, 32)
+SMALLER = Shape(hidden=128, layers=2, heads=2, kv_heads=1, intermediate=384)
+MOVED: dict[str, dict] = {  # one factor at a time
+    "prompt-32": {"prompt": 32},
+    "prompt-256": {"prompt": 256},
+    "completion-16": {"completion": 16},
+    "completion-64": {"completion": 64},
+    "G-2": {"group": 2},
+    "G-4": {"group": 4},
+    "G-16": {"group": 16},
+    "batch-8": {"batch": 8},
+    "batch-32": {"batch": 32},
+    "model-2x128": {"shape": SMALLER},
+    "vocabulary-32k": {"shape": Shape(vocab=32768)},
+}
+SCALING = {"base": against_grpo("prompt 128, completion 32, G 8, batch 16, 4 layers of 256, vocabulary 512", BASE, 1.0)}
+SCALING |= {name: against_grpo("else as base", replace(BASE, **moved), 1.0) for name, moved in MOVED.items()}
 QWEN3 = {"vocab": 151936, "layers": 28, "heads": 16, "kv_heads": 8, "head_dim": 128, "tied": True}
 LARGE = {
     "0.6B": Shape(**QWEN3, hidden=1024, intermediate=3072, dtype=torch.bfloat16),
     "1.7B": Shape(**QWEN3, hidden=2048, intermediate=6144, dtype=torch.bfloat16),
 }
 GPU_CELLS = {
-    name: against_grpo(f"Qwen3-{name} of random weights, bf16", Rollouts(1024, 256, shape=shape), None)
+    name: against_grpo(f"Qwen3-{name} of random weights, bf16", Rollouts(1024, 256, batch=8, shape=shape), None)
     for name, shape in LARGE.items()
 }

@@ -21,7 +21,8 @@ MEANING = {
     "seconds": "of one optimizer step: process CPU time with one thread, or on a GPU the time between CUDA events; "
     "medians of the runs. Generation, scoring (reference, rewards, shaping) and update (the rest: loss, backward, "
     "optimizer, the Trainer's loop). The first steps of a run are not in it. Arms alternate in one process.",
-    "times_as_fast": "the other arm's seconds over ours, median of the pairs: one run of each in the same round.",
+    "times_as_fast": "the other arm's seconds over ours, median of the pairs: one run of each in the same round, with "
+    "the same seed.",
     "interval": INTERVAL,
     "length": "mean completion, tokens, of the timed steps. Runs of two arms whose lengths are not of one law are "
     "refused: equal where the cell fixes them, else within five standard errors.",
@@ -67,11 +68,11 @@ def measured(cell: Cell, pairs: int) -> dict:
     work, runs_rollouts = cell.work, not isinstance(cell.work, Demonstrations)
     found = {"what": cell.what, "work": _plain(work)}
     if runs_rollouts:
-        found["gradients"] = bench_looks.same_gradients(work)
+        found["gradients"] = bench_looks.same_gradients(getattr(work, "in_full_precision", work))
     arms = {name: {"flops": bench_looks.flops(work, arm)} for name, arm in cell.arms.items()}
     for name, arm in cell.arms.items():
         arms[name]["update_mib"] = bench_looks.update_bytes(work, arm) / MIB
-    runs = alternate(list(cell.arms), pairs, lambda name: _timed(cell, name))
+    runs = alternate(list(cell.arms), pairs, lambda name, i: _timed(cell, name, seed=i))
     roof = _roof(work)
     for name, times in runs.items():
         arms[name] |= _summary(work, times, arms[name]["flops"], roof)
@@ -90,10 +91,11 @@ def _plain(work) -> dict:
     return values
 
 
-def _timed(cell: Cell, name: str) -> dict[str, float]:
+def _timed(cell: Cell, name: str, seed: int) -> dict[str, float]:
+    """One run; the arms of a round have one seed, and every round another."""
     kind, settings = cell.arms[name]
     work = cell.work
-    return bench_arms.timed(work.build(kind, **settings), warm_up=work.warm_up, steps=work.steps)
+    return bench_arms.timed(work.build(kind, seed=seed, **settings), warm_up=work.warm_up, steps=work.steps)
 
 
 def _roof(work) -> float | None:

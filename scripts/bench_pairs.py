@@ -33,9 +33,9 @@ def ratio(above: list[float], below: list[float]) -> dict:
 
 
 def alternate(names: list[str], rounds: int, measure: Callable) -> dict[str, list]:
-    """Measure every arm once a round, in one order and then in the other."""
+    """`measure(name, round)` of every arm once a round, in one order and then in the other."""
     found: dict[str, list] = {name: [] for name in names}
     for i in range(rounds):
         for name in names if i % 2 else reversed(names):
-            found[name].append(measure(name))
+            found[name].append(measure(name, i))
     return found

@@ -11,6 +11,7 @@ is drawn once and kept for later runs, over the same.
 
 import contextlib
 import io
+import json
 import statistics
 import tempfile
 import time
@@ -116,10 +117,17 @@ def of_run(*words: str) -> dict:
         for owner, name in parts:
             patches.enter_context(patch.object(owner, name, timed(getattr(owner, name), name)))
         launch(str(RECIPE), ["--output_dir", f"{folder}/run", *words])
+        require_on(json.loads((Path(folder) / "run" / "summary.json").read_text())["support"])
     probe, bank = spent["_probe"] - spent["tell"], spent["_prepare"]
     run = spent["train"] - bank
     return {"recipe": RECIPE.name, "share": probe / run, "seconds": probe, "run_seconds": run,
             "bank_share": bank / run, "bank_seconds": bank, "shown_seconds": spent["tell"]}  # fmt: skip
+
+
+def require_on(summary: dict) -> None:
+    """Stop where tracking switched itself off: its time would be too short."""
+    if "off" in summary:
+        raise RuntimeError(f"tracking was switched off: {summary['off']}")
 
 
 def of_step(rounds: int) -> dict:
@@ -134,8 +142,7 @@ def of_step(rounds: int) -> dict:
         turns = _Turns(run, support)
         run.add_callback(turns)
         run.train()
-    if support.off is not None:
-        raise RuntimeError(f"tracking was switched off: {support.summary()['off']}")
+    require_on(support.summary())
     means = {name: statistics.fmean(times) for name, times in turns.steps.items()}
     found = {"step_ms_without": 1e3 * means["off"]}
     for name in TURNS[1:]:

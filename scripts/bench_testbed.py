@@ -68,7 +68,7 @@ def peak_in_own_process(arm: str) -> dict[str, float]:
 
 
 def peak_memory(arm: str, **changes) -> dict[str, float]:
-    """Peak of one run in this process, MiB: whole, and above the peak before the trainer and its data were built."""
+    """Peak of one run in this process, MiB: whole, and above the peak before the trainer was built."""
     work, kind, settings = workload(arm, **PEAK | changes)
     loaded = work.load()
     before = _peak()
@@ -103,11 +103,11 @@ def measure(keys: list[str], pairs: int, steps: int, console: Console) -> dict:
     with console.status("") as status:
         for group in groups:
             status.update(f"peak memory of {', '.join(group)}")
-            peaks |= alternate(group, memory_rounds, peak_in_own_process)
+            peaks |= alternate(group, memory_rounds, lambda name, _: peak_in_own_process(name))
         for group in groups:
             status.update(f"time of {', '.join(group)}")
-            alternate(group, 1, lambda name: time_per_step(name, steps=3, warm_up=1))  # caches
-            times |= alternate(group, pairs, lambda name: time_per_step(name, **timing))
+            alternate(group, 1, lambda name, _: time_per_step(name, steps=3, warm_up=1))  # caches
+            times |= alternate(group, pairs, lambda name, _: time_per_step(name, **timing))
     found = {}
     for key in keys:
         what, ours, theirs = COMPARISONS[key]

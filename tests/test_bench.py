@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import fields
 from fractions import Fraction
 from functools import partial
 from io import StringIO
@@ -13,8 +12,6 @@ import pytest
 import torch
 from rich.console import Console
 from scipy.stats import chisquare
-
-from fe_posttrain import FreeEnergyConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -72,8 +69,8 @@ def test_a_pair_is_two_runs_of_the_same_round():
     found = bench_pairs.ratio([2.0, 9.0, 40.0], [1.0, 3.0, 10.0])
     assert (found["ratio"], found["interval"], found["pairs"]) == (3.0, [2.0, 4.0], 3)
     order = []
-    bench_pairs.alternate(["a", "b"], 2, order.append)
-    assert order == ["b", "a", "a", "b"]
+    bench_pairs.alternate(["a", "b"], 2, lambda name, i: order.append(name + str(i)))
+    assert order == ["b0", "a0", "a1", "b1"]
 
 
 def test_a_short_run_on_the_testbed_gives_a_complete_record(monkeypatch):
@@ -171,9 +168,6 @@ def test_trls_step_by_us_has_trls_gradient_and_another_seed_has_not():
     assert bench_looks.difference(bench_looks.gradients(work, "grpo", seed=1), trl) > 1e-2  # other prompts
 
 
-@pytest.mark.skipif(
-    "share_prompts" not in {f.name for f in fields(FreeEnergyConfig)}, reason="prompts are not shared yet"
-)
 def test_shared_prompts_leave_the_gradient_as_it_is():
     import bench_looks
 
@@ -230,6 +224,7 @@ def test_a_cell_in_half_precision_gives_a_complete_record(monkeypatch):
     found = json.loads(json.dumps(bench_matrix.measured(cell, pairs=2)))
     for arm in found["arms"].values():
         assert {"step", "generation", "scoring", "update"} == arm["seconds"].keys() == arm["of_roof"].keys()
+        assert min(arm["flops"].values()) > 0
         assert arm["flops"]["step"] == pytest.approx(sum(arm["flops"].values()) / 2) and arm["length"] == 8
         assert arm["tokens_per_second"].keys() == {"generation", "update"}
     assert found["time"][0]["at_least"] == 1.5 and found["time"][0]["met"] in ("met", "open", "not met")
@@ -271,3 +266,14 @@ def test_demonstrations_have_the_lengths_that_are_named():
         8,
         16,
     )
+
+
+def test_the_share_of_probes_is_that_of_training_without_the_bank():
+    import bench_support
+
+    few = ["--max_steps", "2", "--probe_rows", "1", "--prompt_rows", "32", "--support_reference_draws", "8"]
+    found = bench_support.of_run(*few, "--support_draws", "4")
+    assert found["share"] == found["seconds"] / found["run_seconds"] < 1
+    assert min(found["seconds"], found["bank_seconds"], found["shown_seconds"]) > 0
+    with pytest.raises(RuntimeError, match="no room"):
+        bench_support.require_on({"off": "no room"})
