@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, StaticLayer
 
 from fe_posttrain.sequences.growing import Prefilled
+from fe_posttrain.sequences.packed import one_token
 
 LENGTHS = 128  # cache lengths are multiples of it, so that few are ever compiled
 SMALLEST = 16  # rows; a batch is not halved to fewer
@@ -151,7 +152,8 @@ class Static:
 
     def next(self, drawn: Tensor) -> Tensor:
         """Logits (rows, V) after one more token (rows, 1); valid until the next call."""
-        with torch._dynamo.config.patch(recompile_limit=COMPILED):
+        config = self._model.config.get_text_config()
+        with torch._dynamo.config.patch(recompile_limit=COMPILED), one_token(config):
             logits = self._room.forward(self._model, self._cache, drawn, self._lengths, self._mask)
         self._lengths = self._lengths + 1
         return logits
