@@ -1,10 +1,13 @@
 """The static decoder draws what the growing one draws, here on a CPU with torch.compile's simpler backends."""
 
 import gc
+import inspect
+import shutil
 import weakref
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -15,6 +18,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from transformers.cache_utils import StaticLayer
 
 from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.growing import Growing, Prefilled
@@ -103,18 +107,90 @@ def test_weights_changed_in_place_are_the_next_law(backend):
 
 
 def test_nothing_is_compiled_or_allocated_twice():
+    """One graph for each batch size, so the forward is compiled whole; shorter calls take the start of the cache."""
     model, compiled = build(), []
 
     def backend(graph, inputs):
-        compiled.append(len(inputs))
+        compiled.append(graph)
         return graph.forward
 
-    _, first = draw(model, Watched, backend=backend)
-    shapes = len({32, *first.sizes})
-    assert len(compiled) == shapes
-    addresses = {layer.keys.data_ptr() for layer in first._cache.layers}
-    for seed in range(3):
-        _, again = draw(model, Watched, seed=seed, backend=backend)
-        shapes = max(shapes, len({16, 8, 4, 2}) if 2 in again.sizes else 0)
-        assert {layer.keys.data_ptr() for layer in again._cache.layers} == addresses
-    assert len(compiled) <= 4
+    sizes, addresses = {len(PROMPTS)}, set()
+    for seed in range(4):
+        _, decode = draw(model, Watched, seed=seed, backend=backend)
+        sizes.update(decode.sizes)
+        addresses.add(tuple(layer.values.data_ptr() for layer in decode._cache.layers))
+        assert len(compiled) == len(sizes)
+    _, decode = draw(model, Static, PROMPTS[:5], backend=backend)
+    addresses.add(tuple(layer.values.data_ptr() for layer in decode._cache.layers))
+    assert len(addresses) == 1
+
+
+def test_a_larger_batch_gets_a_larger_cache():
+    model = build()
+    draw(model, Static, PROMPTS[:5], backend="eager")
+    drawn, _ = draw(model, Static, backend="eager")
+    for row, known in zip(drawn.log_probs, law(model, drawn), strict=True):
+        assert row == pytest.approx(known, abs=2e-5)
+
+
+def test_what_is_kept_dies_with_the_model():
+    model = build()
+    _, decode = draw(model, Static, backend="eager")
+    kept = weakref.ref(model), weakref.ref(decode._cache.layers[0].keys)
+    del model, decode
+    gc.collect()
+    assert [x() for x in kept] == [None, None]
+
+
+def test_a_nan_between_two_looks_is_named_at_its_token():
+    """After two prompt tokens, the fifth drawn one stands at position 6: the law of the sixth is NaN."""
+    model = build("gpt2")
+    with torch.no_grad():
+        model.transformer.wpe.weight[6] = float("nan")
+    with torch.no_grad():
+        decode = Static(model, Prefilled(model, [[5, 6]] * 8, PAD), LENGTH, backend="eager")
+    with pytest.raises(FloatingPointError, match="NaN at token 6 of the completion"):
+        complete(decode, Decoding(LENGTH), eos_token_ids=[99], pad_token_id=PAD)
+
+
+def test_mixed_precision_by_accelerate():
+    """The forward that accelerate wraps is compiled whole too, and its cache has the precision of its keys."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    accelerator = Accelerator(mixed_precision="bf16", cpu=True)
+    model = accelerator.unwrap_model(accelerator.prepare_model(build("gpt2")))
+    drawn, decode = draw(model, Watched, backend=backend)
+    assert len(graphs) == len({len(PROMPTS), *decode.sizes})
+    assert decode._cache.layers[0].keys.dtype == torch.bfloat16
+    for row, known in zip(drawn.log_probs, law(model, drawn), strict=True):
+        assert row == pytest.approx(known, abs=0.1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_draws_the_same():
+    """One real compilation: one layer, one batch size."""
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES, **(LAYERS | {"num_hidden_layers": 1}), **FEWER, head_dim=8)).eval()
+    wanted, _ = draw(model, GrowingAlike, PROMPTS[:3])
+    found, _ = draw(model, Static, PROMPTS[:3])
+    assert found.completion_ids == wanted.completion_ids
+    for row, known in zip(found.log_probs, wanted.log_probs, strict=True):
+        assert row == pytest.approx(known, abs=2e-5)
+
+
+def test_a_cpu_decodes_over_the_growing_cache():
+    model = build()
+    assert not fits(model, Prefilled(model, PROMPTS, PAD), LENGTH)
+
+
+def test_private_names_of_transformers_are_as_they_must_be():
+    model, layer = build(), StaticLayer(max_cache_len=4)
+    assert model._can_compile_fullgraph and model.config._attn_implementation == "sdpa"
+    assert {"keys", "values", "cumulative_length", "is_initialized", "max_cache_len"} <= set(vars(layer))
+    assert "self.cumulative_length.add_(kv_length)" in inspect.getsource(StaticLayer.update)
+    assert "guard" in inspect.signature(torch._dynamo.mark_static_address).parameters
+    assert isinstance(torch._dynamo.config.recompile_limit, int)

@@ -9,6 +9,9 @@ from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.growing import Growing, Prefilled
 from fe_posttrain.sequences.static import Static, fits
 
+_BLOCK = 128  # tokens
+_WIDE = 4096  # tokens of a vocabulary beyond which blocks pay
+
 
 class Drawn(NamedTuple):
     """N completions: lists of token ids, and as many log-probs and entropies of the law of each token, in nats."""
@@ -61,22 +64,22 @@ def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: lis
     lengths = torch.full((n,), length, device=device)
     rows = torch.arange(n, device=device)  # which completion each row of the running batch belongs to
     running = torch.ones(n, dtype=torch.bool, device=device)
-    broken = torch.full((), length, device=device)  # first token whose law is NaN
+    broken = torch.zeros((), device=device)  # sum of the entropies that count: NaN once one of them is
     for t in range(length):
         step_log_probs = warpers(None, logits.float()).log_softmax(-1)
-        drawn, entropies[rows, t], whole = _draw(step_log_probs)
-        tokens[rows, t] = drawn[:, 0]
+        drawn, entropy = _draw(step_log_probs)
+        tokens[rows, t], entropies[rows, t] = drawn[:, 0], entropy
         log_probs[rows, t] = step_log_probs.gather(1, drawn)[:, 0]
-        broken = torch.where((running & ~whole).any(), broken.clamp(max=t), broken)
+        broken += torch.where(running, entropy, 0.0).sum()
         ends = running & torch.isin(drawn[:, 0], eos)
         lengths[rows] = torch.where(ends, t + 1, lengths[rows])
         running &= ~ends
         if t + 1 == length or (t + 1) % decode.LOOKS == 0:
-            n_running, first_broken = torch.stack([running.sum(), broken]).tolist()
-            _require_whole(first_broken, length)
+            n_running, total = torch.stack([running.sum(), broken]).tolist()
+            _require_whole(total, entropies)
             if n_running == 0 or t + 1 == length:
                 break
-            size = decode.size(n_running)
+            size = decode.size(int(n_running))
             if size < len(rows):
                 keep = running.byte().argsort(descending=True, stable=True)[:size]
                 decode.keep(keep)
@@ -88,26 +91,41 @@ def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: lis
     )
 
 
-def _require_whole(first_broken: int, length: int) -> None:
-    if first_broken < length:
+def _require_whole(total: float, entropies: Tensor) -> None:
+    """Refuse a NaN among the summed `total` of entropies (N, T)."""
+    if total != total:
+        first = int(entropies.isnan().any(0).int().argmax())
         raise FloatingPointError(
-            f"sampler: the model's probabilities are NaN at token {first_broken + 1} of the completion; its weights or "
-            "its precision are broken; look at the last good checkpoint and lower learning_rate"
+            f"sampler: the model's probabilities are NaN at token {first + 1} of the completion; its weights or its "
+            "precision are broken; look at the last good checkpoint and lower learning_rate"
         )
 
 
-def _draw(log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One token (rows, 1) of each law (rows, V), the entropy of each law (rows,), and whether it is free of NaN.
+def _draw(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """One token (rows, 1) of each law (rows, V), and the entropy of each law (rows,), NaN where the law is.
 
-    The token is where the law's summed probabilities, in float64, first pass a uniform draw.
+    A large vocabulary is drawn from in two steps, a block of tokens and then a token of it: the sums over blocks cost
+    less than the running sum over all tokens.
+    """
+    probs = log_probs.exp()
+    # A token that is cut off has log-prob -inf and adds nothing.
+    entropy = -(probs * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    vocabulary = probs.shape[1]
+    if vocabulary <= _WIDE:
+        return _pick(probs), entropy
+    blocks = torch.nn.functional.pad(probs, (0, -vocabulary % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    block = _pick(blocks.sum(-1))
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0]
+    return (block * _BLOCK + _pick(inside)).clamp(max=vocabulary - 1), entropy
+
+
+def _pick(weights: Tensor) -> Tensor:
+    """Index (rows, 1) at which the weights (rows, n), summed in float64, first pass a uniform share of their total.
 
     One random number a row: drawing by one number a token, as `torch.multinomial` does, takes longer than the whole
     model at a large vocabulary.
     """
-    probs = log_probs.exp()
-    summed = probs.cumsum(-1, dtype=torch.float64)
+    summed = weights.cumsum(-1, dtype=torch.float64)
     total = summed[:, -1:]
-    drawn = torch.searchsorted(summed, total * torch.rand_like(total), right=True)
-    # A token that is cut off has log-prob -inf and adds nothing.
-    entropy = -(probs * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-    return drawn.clamp(max=log_probs.shape[1] - 1), entropy, ~total[:, 0].isnan()
+    picked = torch.searchsorted(summed, total * torch.rand_like(total), right=True)
+    return picked.clamp(max=weights.shape[1] - 1)
