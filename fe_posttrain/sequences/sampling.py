@@ -33,7 +33,8 @@ def sample(
     """Draw one completion per row, with the log-prob of every token under the sampler.
 
     A prompt that stands in consecutive rows (a group) is prefilled once and its cache repeated. Rows that have
-    finished are dropped from the batch once an eighth of it has.
+    finished are dropped from the batch once an eighth of it has. On a GPU a compiled forward decodes over a cache of
+    fixed size where it can (`static.fits`); its random numbers, and so its draws, are others.
 
     Args:
         model: causal language model, unwrapped, with a plain cache (`can_sample`).
@@ -44,10 +45,19 @@ def sample(
     Raises:
         FloatingPointError: the model's probabilities are NaN.
     """
-    found = Prefilled(model, prompt_ids, pad_token_id)
-    length = decoding.max_new_tokens
-    decode = Static(model, found, length) if fits(model, found, length) else Growing(model, found)
-    return complete(decode, decoding, eos_token_ids=eos_token_ids, pad_token_id=pad_token_id)
+    own = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id}
+    with _casting_once(next(model.parameters()).device.type):
+        found = Prefilled(model, prompt_ids, pad_token_id)
+        if not fits(model, found, decoding.max_new_tokens):
+            return complete(Growing(model, found), decoding, **own)
+    return complete(Static(model, found, decoding.max_new_tokens), decoding, **own)
+
+
+def _casting_once(device_type: str) -> torch.autocast:
+    """Autocast as it is. A forward that autocasts inside keeps the weights it cast until this ends, not until it
+    returns: for each call of `sample`, not for each token."""
+    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+    return torch.autocast(device_type, dtype=dtype, enabled=enabled)
 
 
 @torch.no_grad()

@@ -50,10 +50,13 @@ class _Room:
         """The cache of so many rows and tokens, for keys and values such as the prefilled ones."""
         likes = [(layer.keys, layer.values) for layer in prefilled.layers]
         wanted = [[rows * x.shape[1] * length * x.shape[3] for x in like] for like in likes]
-        held = [[x.numel() for x in pair] for pair in self._buffers]
-        dtypes = [[x.dtype for x in pair] for pair in self._buffers]
-        fits = dtypes == [[x.dtype for x in like] for like in likes] and all(
-            has >= wants for pair in zip(held, wanted, strict=True) for has, wants in zip(*pair, strict=True)
+        pairs = [
+            (held, x, n)
+            for buffers, like, sizes in zip(self._buffers, likes, wanted, strict=False)
+            for held, x, n in zip(buffers, like, sizes, strict=True)
+        ]
+        fits = pairs and all(
+            held.numel() >= n and (held.dtype, held.device) == (x.dtype, x.device) for held, x, n in pairs
         )
         if not fits:
             self._caches.clear()
@@ -81,6 +84,8 @@ def fits(model, found: Prefilled, max_new_tokens: int) -> bool:
     SDPA attention, and a cache within the share of memory that may be kept."""
     device, config = found.logits.device, model.config.get_text_config()
     if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    if torch.cuda.get_device_capability(device) < (7, 0):  # the oldest that inductor compiles for
         return False
     quantizer = getattr(model, "hf_quantizer", None)
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
