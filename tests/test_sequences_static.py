@@ -30,11 +30,11 @@ PAD, EOS, LENGTH = 0, 1, 40
 ENDS = [EOS, 2]
 SIZES = {"vocab_size": 12, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None, "initializer_range": 0.3}
 LAYERS = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-FEWER = {"num_key_value_heads": 1}
+FEWER = {"num_attention_heads": 4, "num_key_value_heads": 2}
 BUILDERS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, **LAYERS)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, **LAYERS, **FEWER)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, **LAYERS, **FEWER, head_dim=8)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, **LAYERS | FEWER)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, **LAYERS | FEWER, head_dim=8)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**SIZES, n_embd=16, n_layer=2, n_head=2)),
 }
 PROMPTS = [[5, 6, 7, 8]] * 12 + [[9]] * 12 + [[5, 6]] * 8
@@ -80,6 +80,7 @@ def test_both_decoders_draw_the_same(name, prompts):
     model = build(name)
     wanted, _ = draw(model, GrowingAlike, prompts)
     found, decode = draw(model, Watched, prompts, backend="eager")
+    assert model.config._attn_implementation == "sdpa"  # as before
     assert found.completion_ids == wanted.completion_ids
     assert decode.sizes and all(size in (16, 8, 4, 2) for size in decode.sizes)
     assert len({len(row) for row in found.completion_ids}) > 4
@@ -174,7 +175,7 @@ def test_mixed_precision_by_accelerate():
 def test_inductor_draws_the_same():
     """One real compilation: one layer, one batch size."""
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(**SIZES, **(LAYERS | {"num_hidden_layers": 1}), **FEWER, head_dim=8)).eval()
+    model = Qwen3ForCausalLM(Qwen3Config(**SIZES, **LAYERS | FEWER | {"num_hidden_layers": 1}, head_dim=8)).eval()
     wanted, _ = draw(model, GrowingAlike, PROMPTS[:3])
     found, _ = draw(model, Static, PROMPTS[:3])
     assert found.completion_ids == wanted.completion_ids
