@@ -3,6 +3,7 @@
 import pytest
 import torch
 from scipy.stats import chisquare
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from fe_posttrain.sequences.decoding import Decoding
@@ -90,6 +91,45 @@ def test_truncated_samples_come_with_the_truncated_law(own, allowed):
         assert drawn[0] == pytest.approx(by_token[row[0]], abs=1e-5)
 
 
+def test_a_wide_law_is_drawn_from():
+    """A vocabulary that is drawn from by blocks: 40,000 draws against a law with cut tokens and a short last block."""
+    vocabulary, rows, calls = 5000, 4000, 10
+    logits = torch.full((vocabulary,), -torch.inf)
+    kept = torch.tensor([0, 127, 128, 129, 2500, 2501, 4990, 4999])
+    logits[kept] = torch.tensor([0.0, 1.0, 2.0, 0.5, -1.0, 1.5, 0.3, 0.7])
+    law = logits.log_softmax(-1)
+    torch.manual_seed(0)
+    drawn, entropies = zip(*(_draw(law.expand(rows, -1)) for _ in range(calls)), strict=True)
+    counts = torch.cat(drawn)[:, 0].bincount(minlength=vocabulary)
+    assert counts[kept].sum() == rows * calls
+    p = law[kept].double().exp()
+    assert chisquare(counts[kept].numpy(), (p / p.sum() * rows * calls).numpy()).pvalue > 1e-4
+    assert entropies[0].tolist() == pytest.approx([-float((p * p.log()).sum())] * rows, rel=1e-5)
+
+
+class Casts(TorchDispatchMode):
+    """Counts copies of tensors of one shape in another precision."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, self.found = shape, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found += function is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+        return function(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_call_under_mixed_precision():
+    """Two layers of two weights (up, gate) of that shape, whatever the number of tokens."""
+    model = build("llama")
+    model.forward = torch.autocast("cpu", dtype=torch.bfloat16)(model.forward)
+    with Casts(model.model.layers[0].mlp.up_proj.weight.shape) as casts:
+        completions, _ = draw(model, Decoding(9))
+    assert max(map(len, completions)) > 2
+    assert casts.found == 4
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_an_empty_completion_is_one_end_token():
     model = build("llama")
     with torch.no_grad():
@@ -126,12 +166,12 @@ def test_entropies_are_those_of_the_law_of_each_token():
         assert entropies == pytest.approx(wanted.tolist(), abs=2e-5)
 
 
-def test_rare_tokens_of_a_large_vocabulary_are_drawn_as_often_as_they_should():
+def test_rare_tokens_are_drawn_as_often_as_they_should():
     """A thousand tokens of 1e-4 each behind one of .9: their share, and every one of them."""
     law = torch.full((1, 1001), 1e-4)
     law[0, 0] = 0.9
     torch.manual_seed(0)
-    drawn, _ = _draw(law.log().expand(200_000, -1), 0)
+    drawn, _ = _draw(law.log().expand(200_000, -1))
     counts = drawn[:, 0].bincount(minlength=1001).numpy()
     expected = law[0].double().numpy()
     assert chisquare(counts, f_exp=200_000 * expected / expected.sum()).pvalue > 1e-3

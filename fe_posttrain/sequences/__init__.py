@@ -5,6 +5,9 @@ A prompt that stands in consecutive rows (a group) is forwarded once, whatever i
     decoding   the declared decoding
     models     what this room needs of a model
     sampling   draw completions, with the log-prob of every token under the law it was drawn from
+    growing    decode over a cache that grows; any device
+    static     decode over a cache of fixed size by a compiled forward, on a GPU
+    packed     the attention of one token that static decodes with
     prompts    prompts forwarded once, with or without gradient, and completions forwarded against what that left
     scoring    log-probs of given completions
 

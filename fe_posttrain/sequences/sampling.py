@@ -1,14 +1,22 @@
 """Draw completions with the log-prob of every token, after temperature and truncation: the law they were drawn from."""
 
+import logging
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
 
 from fe_posttrain.sequences.decoding import Decoding
-from fe_posttrain.sequences.models import empty_cache
-from fe_posttrain.sequences.prompts import pad_left, positions
+from fe_posttrain.sequences.growing import Growing, Prefilled
+from fe_posttrain.sequences.static import Static, why_not
+
+_BLOCK = 128  # tokens
+_WIDE = 4096  # tokens of a vocabulary beyond which blocks pay
+
+
+logger = logging.getLogger(__name__)
+_say = lru_cache(maxsize=None)(logger.warning)  # once each
 
 
 class Drawn(NamedTuple):
@@ -27,6 +35,7 @@ def sample(
     *,
     eos_token_ids: list[int],
     pad_token_id: int,
+    compiled: bool = False,
 ) -> Drawn:
     """Draw one completion per row, with the log-prob of every token under the sampler.
 
@@ -38,32 +47,63 @@ def sample(
         prompt_ids: N lists of token ids.
         decoding: temperature, truncation and length.
         eos_token_ids: tokens that end a completion; the token itself belongs to the completion.
+        compiled: on a GPU, decode by a compiled forward over a cache of fixed size (`static`); its random numbers, and
+            so its draws, are others. Where that cannot be it is said once.
 
     Raises:
         FloatingPointError: the model's probabilities are NaN.
     """
-    decode = _Decode(model, prompt_ids, pad_token_id)
+    own = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id}
+    with _casting_once(next(model.parameters()).device.type):
+        found = Prefilled(model, prompt_ids, pad_token_id)
+        if compiled and (reason := why_not(model, found, decoding.max_new_tokens)):
+            _say(f"compiled decoding: {reason}; decoding as without")
+        if not compiled or reason:
+            return complete(Growing(model, found), decoding, **own)
+    return complete(Static(model, found, decoding.max_new_tokens), decoding, **own)
+
+
+def _casting_once(device_type: str) -> torch.autocast:
+    """Autocast as it is. A forward that autocasts inside keeps the weights it cast until this ends, not until it
+    returns: for each call of `sample`, not for each token."""
+    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+    return torch.autocast(device_type, dtype=dtype, enabled=enabled)
+
+
+@torch.no_grad()
+def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: list[int], pad_token_id: int) -> Drawn:
+    """`sample` from prompts that were forwarded.
+
+    Rows are looked at every `decode.LOOKS` tokens; what is drawn meanwhile for rows that have finished is cut off.
+    """
     logits, device = decode.logits, decode.logits.device
     warpers, eos = decoding.warpers(), torch.tensor(eos_token_ids, device=device)
-    n, length = len(prompt_ids), decoding.max_new_tokens
+    n, length = len(logits), decoding.max_new_tokens
     tokens = torch.full((n, length), pad_token_id, device=device)
     log_probs, entropies = torch.zeros(2, n, length, device=device)
     lengths = torch.full((n,), length, device=device)
     rows = torch.arange(n, device=device)  # which completion each row of the running batch belongs to
+    running = torch.ones(n, dtype=torch.bool, device=device)
+    broken = torch.zeros((), device=device)  # sum of the entropies that count: NaN once one of them is
     for t in range(length):
         step_log_probs = warpers(None, logits.float()).log_softmax(-1)
-        drawn, entropies[rows, t] = _draw(step_log_probs, t)
-        tokens[rows, t] = drawn[:, 0]
+        drawn, entropy = _draw(step_log_probs)
+        tokens[rows, t], entropies[rows, t] = drawn[:, 0], entropy
         log_probs[rows, t] = step_log_probs.gather(1, drawn)[:, 0]
-        running = ~torch.isin(drawn[:, 0], eos) & (lengths[rows] == length)
-        lengths[rows[~running]] = lengths[rows[~running]].clamp(max=t + 1)
-        n_running = int(running.sum())
-        if n_running == 0 or t + 1 == length:
-            break
-        if n_running <= len(rows) * 7 // 8:
-            keep = running.nonzero()[:, 0]
-            decode.keep(keep)
-            rows, drawn = rows[keep], drawn[keep]
+        broken += torch.where(running, entropy, 0.0).sum()
+        ends = running & torch.isin(drawn[:, 0], eos)
+        lengths[rows] = torch.where(ends, t + 1, lengths[rows])
+        running &= ~ends
+        if t + 1 == length or (t + 1) % decode.LOOKS == 0:
+            n_running, total = torch.stack([running.sum(), broken]).tolist()
+            _require_whole(total, entropies)
+            if n_running == 0 or t + 1 == length:
+                break
+            size = decode.size(int(n_running))
+            if size < len(rows):
+                keep = running.byte().argsort(descending=True, stable=True)[:size]
+                decode.keep(keep)
+                rows, running, drawn = rows[keep], running[keep], drawn[keep]
         logits = decode.next(drawn)
     ends = lengths.tolist()
     return Drawn(
@@ -71,91 +111,41 @@ def sample(
     )
 
 
-def _draw(log_probs: Tensor, t: int) -> tuple[Tensor, Tensor]:
-    """One token (rows, 1) of each law (rows, V), and the entropy of each law (rows,).
+def _require_whole(total: float, entropies: Tensor) -> None:
+    """Refuse a NaN among the summed `total` of entropies (N, T)."""
+    if total != total:
+        first = int(entropies.isnan().any(0).int().argmax())
+        raise FloatingPointError(
+            f"sampler: the model's probabilities are NaN at token {first + 1} of the completion; its weights or its "
+            "precision are broken; look at the last good checkpoint and lower learning_rate"
+        )
 
-    The token is where the law's summed probabilities, in float64, first pass a uniform draw.
+
+def _draw(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """One token (rows, 1) of each law (rows, V), and the entropy of each law (rows,), NaN where the law is.
+
+    A large vocabulary is drawn from in two steps, a block of tokens and then a token of it: the sums over blocks cost
+    less than the running sum over all tokens.
+    """
+    probs = log_probs.exp()
+    # A token that is cut off has log-prob -inf and adds nothing.
+    entropy = -(probs * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+    vocabulary = probs.shape[1]
+    if vocabulary <= _WIDE:
+        return _pick(probs), entropy
+    blocks = torch.nn.functional.pad(probs, (0, -vocabulary % _BLOCK)).unflatten(1, (-1, _BLOCK))
+    block = _pick(blocks.sum(-1))
+    inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0]
+    return (block * _BLOCK + _pick(inside)).clamp(max=vocabulary - 1), entropy
+
+
+def _pick(weights: Tensor) -> Tensor:
+    """Index (rows, 1) at which the weights (rows, n), summed in float64, first pass a uniform share of their total.
 
     One random number a row: drawing by one number a token, as `torch.multinomial` does, takes longer than the whole
     model at a large vocabulary.
     """
-    probs = log_probs.exp()
-    summed = probs.cumsum(-1, dtype=torch.float64)
+    summed = weights.cumsum(-1, dtype=torch.float64)
     total = summed[:, -1:]
-    if bool(total.isnan().any()):
-        raise FloatingPointError(
-            f"sampler: the model's probabilities are NaN at token {t + 1} of the completion; its weights or its "
-            "precision are broken; look at the last good checkpoint and lower learning_rate"
-        )
-    drawn = torch.searchsorted(summed, total * torch.rand_like(total), right=True)
-    # A token that is cut off has log-prob -inf and adds nothing.
-    entropy = -(probs * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
-    return drawn.clamp(max=log_probs.shape[1] - 1), entropy
-
-
-class _RoomyLayer(DynamicLayer):
-    """A growing cache layer with room for tokens to come; DynamicLayer copies all of itself for each token."""
-
-    ROOM = 64
-    _room: tuple[Tensor, Tensor] | None = None  # what `keys` and `values` are the filled part of
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """As DynamicLayer's."""
-        super().batch_select_indices(indices)
-        self._room = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """As DynamicLayer's."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start = self.get_seq_length()
-        stop = start + key_states.shape[-2]
-        if self._room is None or self._room[0].shape[-2] < stop:
-            before = self.keys, self.values
-            self._room = tuple(
-                new.new_empty(*new.shape[:-2], stop + self.ROOM, new.shape[-1]) for new in (key_states, value_states)
-            )
-            if start:
-                for room, kept in zip(self._room, before, strict=True):
-                    room[..., :start, :] = kept
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[..., start:stop, :] = new
-        self.keys, self.values = (room[..., :stop, :] for room in self._room)
-        return self.keys, self.values
-
-
-class _Decode:
-    """Logits of the next token of every row, over a cache that grows with each."""
-
-    def __init__(self, model, prompt_ids: list[list[int]], pad_token_id: int):
-        device = next(model.parameters()).device
-        starts = [i == 0 or prompt_ids[i] != prompt_ids[i - 1] for i in range(len(prompt_ids))]
-        owner = torch.tensor(starts, device=device).cumsum(0) - 1
-        prompts = [prompt for prompt, new in zip(prompt_ids, starts, strict=True) if new]
-        ids, mask = pad_left(prompts, pad_token_id, device)
-        self._model, self._cache = model, empty_cache(model)
-        self._cache.layers = [_RoomyLayer() for _ in self._cache.layers]
-        self._mask = None if bool(mask.all()) else mask
-        out = self._call(input_ids=ids, position_ids=positions(mask), logits_to_keep=1)
-        self._cache.batch_select_indices(owner)
-        self.logits = out[owner]
-        self._lengths = mask.sum(-1, keepdim=True)[owner]
-        self._mask = None if self._mask is None else self._mask[owner]
-
-    def _call(self, **inputs) -> Tensor:
-        padding = {} if self._mask is None else {"attention_mask": self._mask}
-        return self._model(**inputs, **padding, past_key_values=self._cache, use_cache=True).logits[:, -1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch alone."""
-        self._cache.batch_select_indices(rows)
-        self._lengths = self._lengths[rows]
-        self._mask = None if self._mask is None else self._mask[rows]
-
-    def next(self, drawn: Tensor) -> Tensor:
-        """Logits (rows, V) after one more token (rows, 1)."""
-        if self._mask is not None:
-            self._mask = torch.cat([self._mask, self._mask.new_ones(len(drawn), 1)], dim=1)
-        logits = self._call(input_ids=drawn, position_ids=self._lengths)
-        self._lengths = self._lengths + 1
-        return logits
+    picked = torch.searchsorted(summed, total * torch.rand_like(total), right=True)
+    return picked.clamp(max=weights.shape[1] - 1)

@@ -59,6 +59,8 @@ class FreeEnergyConfig(GRPOConfig):
             (each token is charged the KL that follows it; exact too), or `trl` (TRL's own GRPO step, unchanged).
         share_prompts: forward each prompt once for all completions of its group, in the update too; default on, off
             under `estimator: trl`. The gradient is the same.
+        compile_generation: on a GPU without vLLM, decode by a compiled forward over a cache of fixed size. Off by
+            default: tested on a CPU, not yet run on a GPU.
         quiet_group_rate: q, the probability with which a group whose rewards are all equal is trained on, weighted by
             1/q: its KL is then estimated from fewer groups, without bias. Under beta = 0 such groups have no gradient
             and are left out whatever q is.
@@ -81,6 +83,7 @@ class FreeEnergyConfig(GRPOConfig):
     beta_schedule: str = _key("constant", "How beta moves to beta_final: constant, linear or cosine.")
     beta_final: float | None = _key(None, "Value of beta at the last step.")
     share_prompts: bool | None = _key(None, "Forward a prompt once for its group; default on, off under trl.")
+    compile_generation: bool = _key(False, "On a GPU: compiled decoding over a static cache (not yet run there).")
     quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
     kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")

@@ -80,6 +80,7 @@ class ShapesRollouts(ScoresRollouts):
                 trainer._decoding,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
+                compiled=trainer.args.compile_generation,
             )
         trainer._drawn_entropies = drawn.entropies
         return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs}
