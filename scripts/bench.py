@@ -4,7 +4,7 @@
     scripts/bench.py                          whole runs on the testbed against GRPO-, RLOO- and SFTTrainer: time and
                                               peak memory, about 4 minutes; `--only rloo` for one of them
     scripts/bench.py --matrix                 where we are to be faster and by how much: prompts, lengths, groups and
-                                              demonstrations on random models, each figure beside its bar, about 15
+                                              demonstrations on random models, each figure beside its bar, about 11
                                               minutes; `--only a c` for some cells
     scripts/bench.py --scaling                one of prompt, completion, group, batch, model, vocabulary moved at a time
     scripts/bench.py --gpu                    models of the size of Qwen3-0.6B and 1.7B in bf16, on one GPU
