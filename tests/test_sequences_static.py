@@ -69,7 +69,8 @@ class Watched(Static):
 @torch.no_grad()
 def draw(model, kind, prompts=PROMPTS, seed=3, **own):
     found = Prefilled(model, prompts, PAD)
-    decode = kind(model, found, LENGTH, smallest=2, **own) if issubclass(kind, Static) else kind(model, found)
+    own = {"smallest": 2, **own} if issubclass(kind, Static) else own
+    decode = kind(model, found, LENGTH, **own)
     torch.manual_seed(seed)
     return complete(decode, Decoding(LENGTH), eos_token_ids=ENDS, pad_token_id=PAD), decode
 

@@ -9,9 +9,9 @@ from fe_posttrain.sequences.prompts import pad_left, positions
 
 
 class _RoomyLayer(DynamicLayer):
-    """A growing cache layer with room for tokens to come; DynamicLayer copies all of itself for each token."""
+    """A growing cache layer with room for `spare` tokens to come; DynamicLayer copies all of itself for each token."""
 
-    ROOM = 64
+    spare = 0
     _room: tuple[Tensor, Tensor] | None = None  # what `keys` and `values` are the filled part of
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -28,7 +28,7 @@ class _RoomyLayer(DynamicLayer):
         if self._room is None or self._room[0].shape[-2] < stop:
             before = self.keys, self.values
             self._room = tuple(
-                new.new_empty(*new.shape[:-2], stop + self.ROOM, new.shape[-1]) for new in (key_states, value_states)
+                new.new_empty(*new.shape[:-2], stop + self.spare, new.shape[-1]) for new in (key_states, value_states)
             )
             if start:
                 for room, kept in zip(self._room, before, strict=True):
@@ -70,10 +70,13 @@ class Growing:
     """Logits of the next token of every row, over a cache that grows with each."""
 
     LOOKS = 1  # tokens between two looks at which rows run
+    SPARE = 64  # tokens that the cache has room for beyond its own
 
-    def __init__(self, model, found: Prefilled):
+    def __init__(self, model, found: Prefilled, max_new_tokens: int):
         self._model, self._cache, self._mask, self._lengths = model, found.cache, found.mask, found.lengths
         self._cache.batch_select_indices(found.owner)
+        for layer in self._cache.layers:
+            layer.spare = min(self.SPARE, max_new_tokens)
         self.logits = found.logits
 
     def size(self, running: int) -> int:

@@ -59,7 +59,7 @@ def sample(
         if compiled and (reason := why_not(model, found, decoding.max_new_tokens)):
             _say(f"compiled decoding: {reason}; decoding as without")
         if not compiled or reason:
-            return complete(Growing(model, found), decoding, **own)
+            return complete(Growing(model, found, decoding.max_new_tokens), decoding, **own)
     return complete(Static(model, found, decoding.max_new_tokens), decoding, **own)
 
 
