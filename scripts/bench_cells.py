@@ -134,7 +134,7 @@ class Rollouts:
     completion: int
     shortest: int | None = None  # None: all completions are `completion` tokens long
     group: int = 8
-    batch: int = 16
+    batch: int = 32
     shape: Shape = field(default_factory=Shape)
     steps: int = 3
     warm_up: int = 1

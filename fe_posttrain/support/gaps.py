@@ -11,7 +11,7 @@ Source: Li & Liu 2026, arXiv 2605.08368; Jarzynski 1997, Phys. Rev. Lett. 78, 26
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp, rel_entr, xlog1py
+from scipy.special import rel_entr, xlog1py
 
 _ROUNDING = 1e-9
 _LARGE = 50.0  # e^50 is far from overflow, and 1 is far below its rounding
@@ -132,7 +132,7 @@ def outside_mass(log_ratio_of_correct: ArrayLike, budget: float) -> NDArray:
 
 
 def _log_mean_exp(values: NDArray) -> NDArray:
-    return logsumexp(values, axis=-1) - np.log(values.shape[-1])
+    return np.logaddexp.reduce(values, axis=-1) - np.log(values.shape[-1])  # SciPy's takes 4 x as long
 
 
 def _positive(beta: ArrayLike) -> ArrayLike:

@@ -48,6 +48,14 @@ def prompt_key(prompt: str | list) -> int:
     return _hashed(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
 
 
+def _keys(prompts: list) -> list[int]:
+    """`prompt_key` of each; one that stands in consecutive rows is named once."""
+    keys: list[int] = []
+    for i, prompt in enumerate(prompts):
+        keys.append(keys[-1] if i and prompt == prompts[i - 1] else prompt_key(prompt))
+    return keys
+
+
 @lru_cache(maxsize=65536)
 def _hashed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
@@ -116,7 +124,7 @@ class RolloutEvents:
 
     def _tell(self) -> None:
         trainer, found, self._pending = self.trainer, self._pending, None
-        keys = [prompt_key(row["prompt"]) for row in found["inputs"]]
+        keys = _keys([row["prompt"] for row in found["inputs"]])
         sums = {name: found[name] for name in ("log_policy", "log_sampler", "log_reference") if found[name] is not None}
         if trainer.accelerator.num_processes > 1:
             keys = trainer.accelerator.gather(torch.tensor(keys, device=trainer.accelerator.device)).cpu()
