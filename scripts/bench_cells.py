@@ -313,7 +313,7 @@ MATRIX = {
 }
 
 
-BASE = Rollouts(128, 32)
+BASE = Rollouts(128, 32, batch=16)
 SMALLER = Shape(hidden=128, layers=2, heads=2, kv_heads=1, intermediate=384)
 MOVED: dict[str, dict] = {  # one factor at a time
     "prompt-32": {"prompt": 32},

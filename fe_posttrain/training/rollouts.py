@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import nanstd
@@ -137,6 +138,8 @@ class ShapesRollouts(ScoresRollouts):
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
         batch = super()._generate_and_score_completions(inputs)
+        if mode == "train":
+            self._compare_once(batch)
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
         weight = self.args.reward_energy_weight
@@ -189,8 +192,9 @@ class ShapesRollouts(ScoresRollouts):
         advantages = advantages / scale
         batch["advantages"] = advantages[local]
         if self._trusts_sampler and self._drawn_entropies is not None and "old_per_token_logps" not in batch:
-            drawn = [torch.tensor(row, device=rewards.device) for row in self._drawn_entropies]
-            batch["sampling_entropies"] = pad_sequence(drawn, batch_first=True)
+            drawn = pad_sequence([torch.tensor(row) for row in self._drawn_entropies], batch_first=True)
+            drawn = pad(drawn, (0, batch["completion_ids"].shape[1] - drawn.shape[1])).to(rewards.device)
+            batch["sampling_entropies"] = drawn
         self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]

@@ -16,6 +16,7 @@ from trl.trainer.utils import use_adapter
 
 from fe_posttrain.sequences.models import can_sample
 from fe_posttrain.sequences.prompts import Groups, SharedPrompts, call_in_tokens, chunks_by_length, without_padding
+from fe_posttrain.training import reference
 from fe_posttrain.training.as_sft import RunsAsSFT
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,18 @@ class ScoresRollouts(RunsAsSFT):
         self._has_gradient: Tensor | None = None  # rows of the loss at hand whose advantage is not zero
         self._known: tuple[Tensor, Tensor] | None = None  # their log-probs and entropies, where the sampler told them
         wanted = args.share_prompts if args.share_prompts is not None else args.estimator != "trl"
+        wanted = wanted and args.generates
         self._trims = args.estimator != "trl"
-        why_not = self._cannot_share() if wanted and args.generates else None
+        why_not = self._cannot_share() if wanted else None
         self._shares_prompts = wanted and why_not is None
         scattered = self._scattered() if self._shares_prompts else None
         self._keeps_groups = self._shares_prompts and scattered is None
-        if (reason := why_not or scattered) and self.accelerator.is_main_process:
+        self._compared = not self._shares_prompts
+        if reason := why_not or scattered:
+            self._say_unshared(reason)
+
+    def _say_unshared(self, reason: str) -> None:
+        if self.accelerator.is_main_process:
             logger.warning("share_prompts: %s; every rollout is trained on with a prompt of its own", reason)
 
     def _cannot_share(self) -> str | None:
@@ -60,6 +67,25 @@ class ScoresRollouts(RunsAsSFT):
                 f"multiple of num_generations: {self.num_generations}"
             )
         return None
+
+    def _compare_once(self, batch: dict) -> None:
+        """On the first rollouts: share no prompts if a completion is scored otherwise against a cache than whole."""
+        if self._compared:
+            return
+        self._compared = True
+        prompt = without_padding(batch["prompt_ids"][:1], batch["prompt_mask"][:1])[0]
+        length = int(batch["completion_mask"][0].sum().clamp(min=1))
+        ids = torch.cat([prompt, batch["completion_ids"][:1, :length]], dim=1).repeat(2, 1)
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            whole = super()._get_per_token_logps_and_entropies(self.model, ids, torch.ones_like(ids), length)[0]
+            shared = self._scored_by_prompt(self.model, ids, torch.ones_like(ids), length, 2, False)[0]
+        apart = self.accelerator.gather((whole - shared).abs().mean().reshape(1)).max().item()
+        if not apart <= reference.rounding(reference.low_precision(self)):
+            self._shares_prompts = self._keeps_groups = False
+            self._say_unshared(f"against a cache this model gives other log-probs, by {apart:.2g} nats per token")
 
     def _by_group(self, batch: dict) -> dict:
         """Tensors (B, ...) of a generation batch as (groups, G, ...), so that TRL's shuffle and split move groups."""

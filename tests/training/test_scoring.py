@@ -19,6 +19,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
+from fe_posttrain.sequences.prompts import SharedPrompts
 from fe_posttrain.tasks import digits
 from fe_posttrain.training import scoring
 
@@ -278,3 +279,26 @@ def test_absolute_positions_are_right_where_prompts_are_shared(tmp_path, caplog,
         record, _ = train(tmp_path, model=build("gpt2"), train_dataset=ragged(), settings=settings)
     assert record.column("free_energy/kl") == [pytest.approx(0.0, abs=1e-4)] * 3
     assert sum("scores its rollouts once more" in r.message for r in caplog.records) == (0 if shares else 1)
+
+
+def test_a_model_that_a_cache_misleads_is_forwarded_whole(tmp_path, caplog, monkeypatch):
+    """What comes after a cached prompt is made to stand one position too far."""
+    inputs = SharedPrompts.inputs
+
+    def shifted(self, owner, completion_ids):
+        found = inputs(self, owner, completion_ids)
+        return found | {"position_ids": found["position_ids"] + 1}
+
+    wanted, _ = first_gradient(tmp_path, build("gpt2"), share_prompts=False)
+    monkeypatch.setattr(SharedPrompts, "inputs", shifted)
+    with caplog.at_level(logging.WARNING, logger="fe_posttrain"):
+        found, trainer = first_gradient(tmp_path, build("gpt2"))
+    assert not (trainer._shares_prompts or trainer._keeps_groups)
+    assert sum("against a cache this model gives other log-probs" in r.message for r in caplog.records) == 1
+    assert_close(found, wanted, 1e-6)
+
+
+def test_columns_that_pad_to_a_multiple_stay_alike(tmp_path, many_forwards):
+    """`pad_to_multiple_of` widens TRL's tensors; the sampler's entropies go along."""
+    record, _ = train(tmp_path, settings={"pad_to_multiple_of": 16, "beta": 0.0, "max_steps": 2})
+    assert len(record.column("entropy")) == 2
