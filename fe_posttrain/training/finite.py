@@ -46,18 +46,16 @@ def stop_unless_finite(accelerator, term: str, loss: Tensor, per_row: Tensor) ->
     raise FloatingPointError(f"{term}: not finite on another process; its message names the rows")
 
 
-def require_finite_gradients(model) -> None:
-    """Stop unless every gradient is finite; called before clipping, which would spread a NaN to all of them.
+def require_finite_gradients(model) -> Tensor:
+    """The norm of all gradients together; called before clipping, which would spread a NaN to all of them.
 
     Raises:
         FloatingPointError: naming the first parameters.
     """
     named = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-    if not named:
-        return
     norm = torch.nn.utils.get_total_norm([grad for _, grad in named])
     if bool(torch.isfinite(norm)):
-        return
+        return norm
     bad = [name for name, grad in named if not bool(torch.isfinite(grad).all())]
     names = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
     raise FloatingPointError(

@@ -9,6 +9,8 @@ advantages); the demonstrations' term is added; one backward. TRL's methods are 
 import logging
 from collections.abc import Callable
 
+import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import Trainer
 
@@ -21,6 +23,8 @@ from fe_posttrain.training.rewards import no_reward
 from fe_posttrain.training.run import RunFolder
 
 logger = logging.getLogger(__name__)
+
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)  # each process has every gradient
 
 
 class FreeEnergyTrainer(Resumes):
@@ -186,9 +190,14 @@ class FreeEnergyTrainer(Resumes):
         return -chosen.masked_fill(labels == -100, 0.0).sum(1)
 
     def _clip_grad_norm(self, model):
-        if self.accelerator.scaler is None:  # fp16: the scaler skips such steps itself
-            require_finite_gradients(model)
-        return super()._clip_grad_norm(model)
+        if self.accelerator.scaler is not None:  # fp16: the scaler skips such steps itself
+            return super()._clip_grad_norm(model)
+        norm = require_finite_gradients(model)
+        if self.accelerator.distributed_type not in WHOLE:
+            return super()._clip_grad_norm(model)
+        # What accelerate would do, without computing the norm again.
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)
+        return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
