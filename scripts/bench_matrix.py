@@ -165,9 +165,7 @@ def table(record: dict) -> Table:
             interval = "{:.2f} to {:.2f}".format(*row["interval"])
             bar = "" if row["at_least"] is None else f">= {row['at_least']:.3g}"
             figure = f"[bold]{row['times_as_fast']:.2f} x[/bold]"
-            shown.add_row(
-                f"  {row['ours']}, times as fast as {row['theirs']}", figure, interval, bar, _word(row["met"])
-            )
+            shown.add_row(f"  time, {row['theirs']} / {row['ours']}", figure, interval, bar, _word(row["met"]))
         memory = cell["memory"]
         bar = "" if memory["at_most"] is None else f"<= {memory['at_most']:.3g}"
         what = f"  memory of an update, {memory['ours']} / {memory['theirs']}"

@@ -91,7 +91,7 @@ def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: lis
         tokens[rows, t], entropies[rows, t] = drawn[:, 0], entropy
         log_probs[rows, t] = step_log_probs.gather(1, drawn)[:, 0]
         broken += torch.where(running, entropy, 0.0).sum()
-        ends = running & torch.isin(drawn[:, 0], eos)
+        ends = running & (drawn == eos).any(1)
         lengths[rows] = torch.where(ends, t + 1, lengths[rows])
         running &= ~ends
         if t + 1 == length or (t + 1) % decode.LOOKS == 0:

@@ -191,10 +191,11 @@ class ShapesRollouts(ScoresRollouts):
         local = slice(rank * rows, (rank + 1) * rows)
         advantages = advantages / scale
         batch["advantages"] = advantages[local]
-        if self._trusts_sampler and self._drawn_entropies is not None and "old_per_token_logps" not in batch:
-            drawn = pad_sequence([torch.tensor(row) for row in self._drawn_entropies], batch_first=True)
-            drawn = pad(drawn, (0, batch["completion_ids"].shape[1] - drawn.shape[1])).to(rewards.device)
-            batch["sampling_entropies"] = drawn
+        drawn, idle = self._drawn_entropies, (batch["advantages"] == 0).any()
+        if drawn is not None and self._trusts_sampler and "old_per_token_logps" not in batch and idle:
+            drawn = pad_sequence([torch.tensor(row) for row in drawn], batch_first=True)
+            drawn = pad(drawn, (0, batch["completion_ids"].shape[1] - drawn.shape[1]))
+            batch["sampling_entropies"] = drawn.to(rewards.device)
         self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             batch["energy_reward"] = args.reward_energy_weight * rewards[local]

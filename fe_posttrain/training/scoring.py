@@ -27,6 +27,7 @@ class ScoresRollouts(RunsAsSFT):
 
     def _set_up_scoring(self) -> None:
         args = self.args
+        self._inner: dict[int, tuple] = {}
         self._on_log_probs = None
         self._last_log_probs: Tensor | None = None
         self._has_gradient: Tensor | None = None  # rows of the loss at hand whose advantage is not zero
@@ -236,6 +237,12 @@ class ScoresRollouts(RunsAsSFT):
             moved[min(rows, key=lengths.__getitem__)] = True
         return [row for row in rows if moved[row]], [row for row in rows if not moved[row]]
 
+    def _unwrapped(self, model):
+        """`model` without what DDP and torch.compile put around it; looked for once."""
+        if id(model) not in self._inner:
+            self._inner[id(model)] = (model, self.accelerator.unwrap_model(model))
+        return self._inner[id(model)][1]
+
     def _forwards(self, model, batch: tuple[Tensor, ...], rows: list[int], lengths: list[int], graph: bool) -> list:
         """(rows, log-probs, entropies or None) of each forward over `rows`, as wide as the batch.
 
@@ -243,7 +250,7 @@ class ScoresRollouts(RunsAsSFT):
         wrapper that synchronises them: each process makes one such call, however many forwards its rows need.
         """
         prompts, prompt_mask, completions, mask = batch
-        inner, found = self.accelerator.unwrap_model(model), []
+        inner, found = self._unwrapped(model), []
         chunks = chunks_by_length([lengths[row] for row in rows], call_in_tokens(mask.device))
         with nullcontext() if graph else torch.no_grad(), self.accelerator.autocast():
             groups = Groups.of(prompts[rows], prompt_mask[rows])
