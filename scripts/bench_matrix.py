@@ -168,7 +168,7 @@ def table(record: dict) -> Table:
             shown.add_row(f"  time, {row['theirs']} / {row['ours']}", figure, interval, bar, _word(row["met"]))
         memory = cell["memory"]
         bar = "" if memory["at_most"] is None else f"<= {memory['at_most']:.3g}"
-        what = f"  memory of an update, {memory['ours']} / {memory['theirs']}"
+        what = f"  update's memory, {memory['ours']} / {memory['theirs']}"
         shown.add_row(what, f"[bold]{memory['ratio']:.3f}[/bold]", "", bar, _word(memory["met"]))
     return shown
 
