@@ -1,9 +1,12 @@
 """The matrix of scripts/bench.py: cells of `bench_cells` measured arm against arm, each figure beside its bar."""
 
+import logging
 import math
+import multiprocessing
 import os
 import platform
 import statistics
+import warnings
 
 import bench_arms
 import bench_looks
@@ -20,7 +23,8 @@ MIB = 2**20
 MEANING = {
     "seconds": "of one optimizer step: process CPU time with one thread, or on a GPU the time between CUDA events; "
     "medians of the runs. Generation, scoring (reference, rewards, shaping) and update (the rest: loss, backward, "
-    "optimizer, the Trainer's loop). The first steps of a run are not in it. Arms alternate in one process.",
+    "optimizer, the Trainer's loop). The first steps of a run are not in it. Arms alternate in one process, and every "
+    "cell has one of its own: what an allocator has learnt from large tensors speeds small ones up.",
     "times_as_fast": "the other arm's seconds over ours, median of the pairs: one run of each in the same round, with "
     "the same seed.",
     "interval": INTERVAL,
@@ -41,13 +45,12 @@ MEANING = {
 
 def measure(cells: dict[str, Cell], pairs: int, console: Console) -> dict:
     """The record of these cells."""
-    testbed_folder()  # from its own cache
-    os.environ["FE_POSTTRAIN_CACHE"] = f"{bench_arms.scratch.name}/cache"
     load, found = {"before": os.getloadavg()}, {}
-    with console.status("") as status:
+    fresh = multiprocessing.get_context("spawn").Pool(1, _quietly, maxtasksperchild=1)
+    with console.status("") as status, fresh:
         for name, cell in cells.items():
             status.update(f"{name}: {cell.what}")
-            found[name] = measured(cell, pairs)
+            found[name] = fresh.apply(measured, (cell, pairs))
             for line in (f"{name}  {cell.what}", *(f"   {line}" for line in details(found[name]))):
                 console.print(line, highlight=False, markup=False, soft_wrap=True, style="dim")
     return {
@@ -59,12 +62,20 @@ def measure(cells: dict[str, Cell], pairs: int, console: Console) -> dict:
     }
 
 
+def _quietly() -> None:
+    """In a cell's process: without what trainers say of their settings."""
+    logging.getLogger("fe_posttrain").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 def measured(cell: Cell, pairs: int) -> dict:
     """The record of one cell.
 
     Raises:
         RuntimeError: gradients or lengths of its arms differ, so that times would not be of the same work.
     """
+    testbed_folder()  # from its own cache
+    os.environ["FE_POSTTRAIN_CACHE"] = f"{bench_arms.scratch.name}/cache"
     work, runs_rollouts = cell.work, not isinstance(cell.work, Demonstrations)
     found = {"what": cell.what, "work": _plain(work)}
     if runs_rollouts:
