@@ -167,14 +167,14 @@ def test_entropies_are_those_of_the_law_of_each_token():
 
 
 def test_rare_tokens_are_drawn_as_often_as_they_should():
-    """A thousand tokens of 1e-4 each behind one of .9: their share, and every one of them."""
-    law = torch.full((1, 1001), 1e-4)
+    """300 tokens of 1/3000 each behind one of .9: their share, and every one of them."""
+    law = torch.full((1, 301), 1 / 3000)
     law[0, 0] = 0.9
     torch.manual_seed(0)
-    drawn, _ = _draw(law.log().expand(200_000, -1))
-    counts = drawn[:, 0].bincount(minlength=1001).numpy()
+    drawn, _ = _draw(law.log().expand(60_000, -1))
+    counts = drawn[:, 0].bincount(minlength=301).numpy()
     expected = law[0].double().numpy()
-    assert chisquare(counts, f_exp=200_000 * expected / expected.sum()).pvalue > 1e-3
+    assert chisquare(counts, f_exp=60_000 * expected / expected.sum()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("lengths", [[3, 9, 1, 9, 4, 2], [5] * 6, [1, 2, 4, 8, 16, 32], [7]])

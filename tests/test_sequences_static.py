@@ -7,7 +7,8 @@ import weakref
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -155,8 +156,10 @@ def test_a_nan_between_two_looks_is_named_at_its_token():
         complete(decode, Decoding(LENGTH), eos_token_ids=[99], pad_token_id=PAD)
 
 
-def test_mixed_precision_by_accelerate():
+def test_mixed_precision_by_accelerate(monkeypatch):
     """The forward that accelerate wraps is compiled whole too, and its cache has the precision of its keys."""
+    for state in (PartialState, AcceleratorState):  # which other tests may have set for the whole process
+        monkeypatch.setattr(state, "_shared_state", {})
     graphs = []
 
     def backend(graph, inputs):
