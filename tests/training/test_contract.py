@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from transformers import Trainer
+from transformers.cache_utils import DynamicLayer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer import sft_trainer, utils
@@ -143,6 +144,31 @@ def test_rows_of_like_length_are_grouped_by_a_generator():
     assert found == ["lengths", "batch_size", "mega_batch_mult", "generator"]
     order = get_length_grouped_indices([1, 5, 3, 2] * 4, 4, generator=torch.Generator().manual_seed(0))
     assert sorted(order) == list(range(16))
+
+
+def test_groups_travel_whole_through_the_shuffle_and_the_split():
+    """`_by_group` hands TRL tensors of (groups, G, ...); `_sorted` reorders what it buffered."""
+    groups = {"a": torch.arange(24).view(4, 2, 3), "count": torch.tensor(5)}
+    parts = utils.split_tensor_dict(utils.shuffle_sequence_dict(groups), 2)
+    assert [part["a"].shape for part in parts] == [(2, 2, 3)] * 2 and all(part["count"] == 5 for part in parts)
+    assert sorted(group.tolist() for part in parts for group in part["a"]) == groups["a"].tolist()
+    source = inspect.getsource(GRPOTrainer._prepare_inputs)
+    assert "self._buffered_inputs[self._step % self.args.steps_per_generation]" in source
+
+
+def test_the_fused_head_scores_shifted_labels_against_a_cache_that_is_passed():
+    source = inspect.getsource(utils.add_fused_lm_head)
+    assert "shift_labels is None" in source and "labels = shift_labels" in source
+    assert 'kwargs["past_key_values"]' not in source
+
+
+def test_a_plain_cache_layer_is_what_repeats_a_prompt():
+    layer, keys = DynamicLayer(), torch.ones(1, 2, 3, 4)
+    assert not layer.is_initialized
+    layer.lazy_initialization(keys, keys)
+    layer.keys, layer.values = keys, keys
+    assert layer.is_initialized and layer.get_seq_length() == 3
+    assert layer.update(keys, keys)[0].shape == (1, 2, 6, 4)
 
 
 def test_helpers_that_we_call():
