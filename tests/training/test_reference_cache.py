@@ -90,7 +90,7 @@ from test_reference_cache import *
 cache, first = ReferenceCache(Path(sys.argv[1]), 64), int(sys.argv[2])
 print("writing", flush=True)
 for i in range(int(sys.argv[4])):
-    cache.write(rows(first + 10 * i, 10, 500))
+    cache.write(rows(first + 10 * i, 10, 50))
 """
 
 
@@ -113,9 +113,9 @@ def test_a_writer_that_is_killed_leaves_whole_values(tmp_path, wait, caplog):
     time.sleep(wait)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    found = ReferenceCache(path, 64).read(keys(0, 5000))
+    found = ReferenceCache(path, 64).read(keys(0, 30_000))  # far from the bound, however long it took to look
     assert len(found) >= 10 and len(found) % 10 == 0  # whole transactions
-    assert_whole(found, rows(0, 5000, 500))
+    assert_whole(found, rows(0, 30_000, 50))
     cache.write(rows(10**6, 3))
     assert len(cache.read(keys(10**6, 3))) == 3
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -128,7 +128,7 @@ def test_two_writers_at_once_lose_nothing(tmp_path):
     assert [process.wait(timeout=60) for process in both] == [0, 0]
     found = ReferenceCache(path, 64).read(keys(0, 900))
     assert len(found) == 900
-    assert_whole(found, rows(0, 900, 500))
+    assert_whole(found, rows(0, 900, 50))
 
 
 def damage_header(path):
