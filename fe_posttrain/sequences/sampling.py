@@ -142,8 +142,7 @@ def _draw(log_probs: Tensor) -> tuple[Tensor, Tensor]:
 def _pick(weights: Tensor) -> Tensor:
     """Index (rows, 1) at which the weights (rows, n), summed in float64, first pass a uniform share of their total.
 
-    One random number a row: drawing by one number a token, as `torch.multinomial` does, takes longer than the whole
-    model at a large vocabulary.
+    One random number a row; `torch.multinomial` draws one a token, which costs much at a large vocabulary.
     """
     summed = weights.cumsum(-1, dtype=torch.float64)
     total = summed[:, -1:]

@@ -227,10 +227,10 @@ class ShapesRollouts(ScoresRollouts):
         """1 for rows (N,) of groups with reward signal; of those without, 1/q with probability q and else 0.
 
         The mean over draws is 1 for every row, so the expected gradient is that of all groups. The draw depends on
-        seed and step alone: the same on every process and after a resume.
+        seed and micro-step alone: the same on every process and after a resume.
         """
         rate, grouped = self.args.quiet_group_rate, rewards.view(-1, group)
-        drawn = np.random.default_rng([self.args.seed, self.state.global_step]).random(len(grouped))
+        drawn = np.random.default_rng([self.args.seed, self._step]).random(len(grouped))
         weights = torch.as_tensor((drawn < rate) / rate, dtype=rewards.dtype, device=rewards.device)
         quiet = (grouped == grouped[:, :1]).all(1)
         return torch.where(quiet, weights, 1.0).repeat_interleave(group)

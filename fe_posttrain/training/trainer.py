@@ -193,7 +193,7 @@ class FreeEnergyTrainer(Resumes):
         if self.accelerator.scaler is not None:  # fp16: the scaler skips such steps itself
             return super()._clip_grad_norm(model)
         norm = require_finite_gradients(model)
-        if self.accelerator.distributed_type not in WHOLE:
+        if self.accelerator.distributed_type not in WHOLE or type(norm) is not Tensor:  # a DTensor: weights are cut
             return super()._clip_grad_norm(model)
         # What accelerate would do, without computing the norm again.
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.args.max_grad_norm, norm)

@@ -5,6 +5,7 @@ import math
 import pytest
 import small
 import torch
+from by_hand import assert_close
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
@@ -68,14 +69,6 @@ def by_hand(policy, reference, rows, beta: float):
     (loss / sum(len(row) for row in log_policy)).backward()
     nll = -sum(row.sum().item() for row in log_policy) / len(log_policy)
     return {n: p.grad for n, p in policy.named_parameters()}, [ratio.item() for ratio in ratios], nll
-
-
-def assert_close(found, wanted, tolerance=2e-5):
-    assert found.keys() == wanted.keys()
-    scale = max(g.abs().max() for g in wanted.values())
-    assert scale > 0
-    for name in wanted:
-        assert (found[name] - wanted[name]).abs().max() <= tolerance * scale, name
 
 
 @pytest.mark.parametrize(

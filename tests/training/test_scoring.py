@@ -6,8 +6,8 @@ import logging
 import pytest
 import small
 import torch
+from by_hand import assert_close, fixed_rollouts, gradients_of, log_probs_with_grad, train
 from peft import LoraConfig
-from test_trainer import assert_close, fixed_rollouts, gradients_of, log_probs_with_grad, train
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -50,9 +50,10 @@ def ragged():
     return digits.dataset(["basin", "barrier"], 40, seed=0)
 
 
-def first_gradient(folder, model, **settings):
+def first_gradient(folder, model, rows=None, **settings):
     """Gradient of the first step, and the trainer."""
-    record, trainer = train(folder, model=model, settings=settings, rollout_func=fixed_rollouts, train_dataset=ragged())
+    rows = ragged() if rows is None else rows
+    record, trainer = train(folder, model=model, settings=settings, rollout_func=fixed_rollouts, train_dataset=rows)
     return record.gradients[0], trainer
 
 
