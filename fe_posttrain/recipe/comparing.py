@@ -4,10 +4,12 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ from fe_posttrain.recipe.reading import RecipeError
 from fe_posttrain.view.text import duration
 
 # What a launch fills in, or what depends on how many processes there are.
-_FILLED = frozenset("files generation_batch_size model_init_kwargs chat_template_path reward_model_name_or_path".split())
+_FILLED = frozenset(
+    "files generation_batch_size model_init_kwargs chat_template_path reward_model_name_or_path".split()
+)
 _SHOWN = 15  # last lines of a run that failed
 
 
@@ -106,13 +110,17 @@ def _start(run: Run, words: list[str], place: str, console: Console) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     began, said = time.monotonic(), []
     with open(log, "w", encoding="utf-8") as file, console.status(place) as status:
-        with subprocess.Popen(
-            [_program(words[0]), *words[1:]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        ) as child:
+        with (
+            subprocess.Popen(
+                [_program(words[0]), *words[1:]],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            ) as child,
+            _passed_on_to(child),
+        ):
             for line in child.stdout:
                 file.write(line)
                 file.flush()
@@ -128,6 +136,21 @@ def _start(run: Run, words: list[str], place: str, console: Console) -> None:
             child.returncode or 1,
         )
     console.print(f"{place}: finished in {took}", highlight=False, markup=False)
+
+
+@contextmanager
+def _passed_on_to(child: subprocess.Popen) -> Iterator[None]:
+    """Pass signals on to the run and everything below it, which saves and ends; then there is an exit code to tell."""
+
+    def pass_on(number: int, frame) -> None:
+        os.killpg(child.pid, number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _program(word: str) -> str:

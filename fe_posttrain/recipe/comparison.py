@@ -180,7 +180,7 @@ class _Reading:
         return Comparison(**found)
 
     def _say(self, keys: tuple[str, ...], text: str) -> None:
-        """A problem at the line of these keys, or of the nearest that is there; its key leaves settings and arms out."""
+        """A problem at the line of these keys, or of the nearest above them that is there."""
         line = next((self.lines[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in self.lines), 0)
         name = ".".join(keys[1:] if keys[0] == "arms" and len(keys) > 1 else keys)
         self.problems.append(Problem(Place(line, f"{self.path}:{line}" if line else self.path), name, text))
@@ -245,7 +245,9 @@ class _Reading:
         body = body if isinstance(body, dict) else {}
         for key in body:
             if key not in ARM_KEYS:
-                self._say((*at, str(key)), _unknown(str(key), ARM_KEYS, "an arm", "; keys of a recipe go into settings"))
+                self._say(
+                    (*at, str(key)), _unknown(str(key), ARM_KEYS, "an arm", "; keys of a recipe go into settings")
+                )
         recipe = self._recipe((*at, "recipe"), body["recipe"]) if "recipe" in body else base
         if recipe is None and "recipe" not in body and "base" not in self.file.values:
             self._say(at, "no recipe; there is no base either; write base: RECIPE.yaml above the arms")
