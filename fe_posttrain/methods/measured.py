@@ -109,16 +109,19 @@ def measured(folder: Folder) -> Measured:
         ValueError: it has no probe round with counts of every prompt, or no account of what it spent.
     """
     lacks = None
-    if not folder.probes:
-        lacks = "no probe round; write support: true"
-        if reason := folder.summary.get("support", {}).get("off"):
-            lacks = f"no probe round, tracking was switched off ({reason})"
+    if reason := folder.summary.get("support", {}).get("off"):
+        lacks = f"tracking was switched off ({reason})"
+    elif not folder.probes:
+        lacks = "no probe round"
     elif "screened" not in folder.probes[-1]["report"]["points"]:
-        lacks = "its probes do not tell the reference's counts; run it again with this version"
+        lacks = "its probes do not tell the reference's counts of a fixed number of draws"
     elif missing := sorted({*SPENT, "train_seconds"} - folder.summary.get("account", {}).keys()):
-        lacks = f"summary.json has no account of {', '.join(missing)}; run it again with this version"
+        lacks = f"summary.json has no account of {', '.join(missing)}"
     if lacks:
-        raise ValueError(f"{folder.path}: {lacks}; a comparison needs what every run reached and spent")
+        raise ValueError(
+            f"{folder.path}: {lacks}; a comparison needs what every run reached and spent; remove that folder and run "
+            "it again, with support: true"
+        )
     reports = [probe["report"] for probe in folder.probes]
     screened = reports[-1]["points"]["screened"]
     first = Round(0, 0.0, np.array(screened["correct"]), np.array(screened["drawn"]))

@@ -71,7 +71,10 @@ def results(
         "arms": {arm.label: _arm(arm, seeds, k) for arm in arms},
         "pairs": pairs,
         "verdicts": {label: conclude(label, runs, roles) for label in begun if roles[label] in JUDGED},
-        "notes": _notes(every, budgets, draws, pairs),
+        "notes": [
+            *([] if first else [f"{baseline}, the baseline, has no finished run: no differences."]),
+            *_notes(every, budgets, draws, pairs),
+        ],
     }
 
 

@@ -125,5 +125,5 @@ def _not_in(runs: Runs) -> dict[str, Any]:
         basin = (1 - max(_BASIN, float(threshold(key["budget"], key["delta"])))) ** key["budget"]
         borne = 100 * (regimes.count("tail") * key["delta"] + regimes.count("basin") * basin) / len(regimes)
         holds = holds and run.low("created") > borne
-        words.append(f"{run.low('created'):.2f} of {borne:.2f}")
-    return _condition(name, holds, f"points created, of what prompts within reach can bear: {', '.join(words)}")
+        words.append(f"{run.low('created'):.2f} against {borne:.2f}")
+    return _condition(name, holds, f"points created against what prompts within reach can bear: {', '.join(words)}")

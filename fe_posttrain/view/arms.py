@@ -12,7 +12,7 @@ from fe_posttrain.view.support import numbers_table
 from fe_posttrain.view.text import ceiling, compact, duration, floor, number
 
 MARKS = {True: "✓", False: "✗", None: "?"}
-_ABREAST = 3  # arms in one table of differences on a terminal
+_ABREAST = 2  # arms in one table of differences on a terminal
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     """Print tables, verdicts with their conditions, and notes."""
     for sheet in sheets(found, abreast=_ABREAST):
         table = numbers_table(*map(escape, sheet.head))
+        table.columns[0].no_wrap = True
         for row in sheet.rows:
             table.add_row(*map(escape, row))
         console.print(f"[bold]{escape(sheet.title)}[/bold]", highlight=False)
@@ -40,7 +41,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     for title, conditions in verdicts(found):
         console.print(f"[bold]{escape(title)}[/bold]", highlight=False)
         for line in conditions:
-            console.print(f"  {escape(line)}", highlight=False)
+            console.print(Padding(escape(line), (0, 0, 0, 2)), highlight=False)
         console.print()
     for note in found["notes"]:
         console.print(escape(note), highlight=False)
@@ -75,45 +76,60 @@ def _cell(text: str) -> str:
 def sheets(found: Mapping[str, Any], abreast: int | None = None) -> Iterator[Sheet]:
     """The tables, in the order in which they are read; differences of at most `abreast` arms in one."""
     yield _reached(found)
+    yield _moved(found)
     yield _spent(found)
     labels = [label for label, pair in found["pairs"].items() if not pair["problem"]]
     abreast = abreast or max(1, len(labels))
     for first in range(0, len(labels), abreast):
         yield _differences(found, labels[first : first + abreast])
-    if any("generated" in found["pairs"][label] or "kl" in found["pairs"][label] for label in labels):
-        yield _matches(found, labels)
+    if any("generated" in found["pairs"][label] for label in labels):
+        yield _paid(found, labels)
+    if any("kl" in found["pairs"][label] for label in labels):
+        yield _at_equal_kl(found, labels)
 
 
 def _reached(found: Mapping[str, Any]) -> Sheet:
     columns = {
         "pass_1": ("pass@1", points),
         "pass_k": (f"pass@{found['k']}", points),
-        "elicited_low": ("elicited ≥", floor),
-        "created_low": ("created ≥", floor),
-        "lost_low": ("lost ≥", floor),
-        "free_energy": ("F", number),
-        "gap": ("gap", number),
-        "kl": ("KL", number),
-        "kl_efficiency": ("KL eff.", lambda x: f"{x:.2f}"),
+        "elicited_low": ("elicited", floor),
+        "created_low": ("created", floor),
+        "lost_low": ("lost", floor),
     }
     if found["k"] == 1:
         del columns["pass_k"]
     of_reference = [_shown(found["reference"].get(key), columns[key][1]) for key in columns]
-    rows = [["reference", "", "", *of_reference], *_rows(found, columns, lambda arm: [arm["role"], _seeds(arm)])]
-    return Sheet("Reached", ["arm", "role", "seeds", *(title for title, _ in columns.values())], rows)
+    rows = [["(reference)", "", "", *of_reference], *_rows(found, columns, lambda arm: [arm["role"], _seeds(arm)])]
+    title = "Reached, percentage points; elicited, created, lost: certified at least"
+    return Sheet(title, ["arm", "role", "seeds", *_titles(columns)], rows)
+
+
+def _moved(found: Mapping[str, Any]) -> Sheet:
+    columns = {
+        "free_energy": ("F", number),
+        "gap": ("gap", number),
+        "kl": ("KL, nats", number),
+        "kl_efficiency": ("KL efficiency", lambda x: f"{x:.2f}"),
+    }
+    return Sheet("Free energy, and KL to the reference", ["arm", *_titles(columns)], list(_rows(found, columns)))
 
 
 def _spent(found: Mapping[str, Any]) -> Sheet:
     columns = {
-        "generated_tokens": ("generated tokens", compact),
-        "verifier_calls": ("verifier calls", compact),
-        "gradient_tokens": ("gradient tokens", compact),
+        "generated_tokens": ("generated", compact),
+        "gradient_tokens": ("gradient", compact),
+        "verifier_calls": ("calls", compact),
+        "demonstrations": ("demos", compact),
         "updates": ("updates", compact),
-        "demonstrations": ("demonstrations", compact),
         "flops": ("FLOPs", lambda x: f"{x:.1e}"),
         "train_seconds": ("time", duration),
     }
-    return Sheet("Spent, by run", ["arm", *(title for title, _ in columns.values())], list(_rows(found, columns)))
+    title = "Spent by a run: tokens generated and trained on, verifier calls, ..."
+    return Sheet(title, ["arm", *_titles(columns)], list(_rows(found, columns)))
+
+
+def _titles(columns: Mapping[str, tuple[str, Callable]]) -> list[str]:
+    return [title for title, _ in columns.values()]
 
 
 def _rows(
@@ -170,22 +186,27 @@ def _signed(text: str) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def _matches(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
-    head = ["arm", "same rollouts (2 %)", "at equal KL", "pass@1", f"{found['baseline']}", "difference"]
+def _paid(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
     rows = []
     for label in labels:
-        pair = found["pairs"][label]
-        paid, at = pair.get("generated"), pair.get("kl")
-        cells = ["not asked"] if paid is None else [f"{MARKS[paid['holds']]} {paid['why']}"]
-        if at is None:
-            cells += ["not asked", "", "", ""]
-        elif at["kl"] is None:
-            cells += [at["why"], "", "", ""]
+        paid = found["pairs"][label]["generated"]
+        shares = [paid["differences"][key] for key in ("generated_tokens", "verifier_calls")]
+        cells = ["paid, other did not" if share is None else f"{100 * share + 0.0:+.1f} %" for share in shares]
+        rows.append([label, *cells, f"{MARKS[paid['holds']]} {'equal' if paid['holds'] else 'not matched'}"])
+    title = f"Same rollouts as {found['baseline']}, within 2 % (the seed that differs most)"
+    return Sheet(title, ["arm", "tokens generated", "verifier calls", "match"], rows)
+
+
+def _at_equal_kl(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
+    rows = []
+    for label in labels:
+        at = found["pairs"][label]["kl"]
+        if at["kl"] is None:
+            rows.append([label, at["why"], "", "", ""])
         else:
-            cells += [f"{number(at['kl'])} nats", points(at["arm"]), points(at["other"])]
-            cells.append(interval(at["difference"], 100))
-        rows.append([label, *cells])
-    return Sheet(f"Matched with {found['baseline']}", head, rows)
+            both = [points(at["arm"]), points(at["other"]), interval(at["difference"], 100)]
+            rows.append([label, number(at["kl"]), *both])
+    return Sheet("pass@1 at equal KL", ["arm", "KL, nats", "arm's", f"{found['baseline']}'s", "difference"], rows)
 
 
 def verdicts(found: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
