@@ -23,11 +23,11 @@ SMALL = {
 }
 
 
-def compare(*words: str, home: Path) -> subprocess.CompletedProcess:
+def compare(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "scripts/compare.py", *words],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "80", "FE_POSTTRAIN_CACHE": str(home)},
+        env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
         timeout=600,
@@ -49,7 +49,7 @@ def ran(tmp_path_factory):
     }
     (place / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     words = ["--config", str(place / "small.yaml"), "--output_dir", str(place / "out")]
-    return words, place / "out", compare(*words, home=place)
+    return words, place / "out", compare(*words)
 
 
 def test_all_runs_are_made_and_compared(ran):
@@ -93,28 +93,24 @@ def test_the_second_call_starts_nothing_and_finds_the_same(ran):
     words, out, _ = ran
     before = (out / "comparison.json").read_bytes()
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/*/summary.json")}
-    done = compare(*words, home=out.parent)
+    done = compare(*words)
     assert done.returncode == 0 and done.stdout.count("finished before") == 4
     assert {path: path.stat().st_mtime_ns for path in out.glob("*/*/summary.json")} == times
     assert (out / "comparison.json").read_bytes() == before
 
 
-def test_report_alone_and_a_changed_arm(ran):
+def test_the_report_alone_starts_nothing_and_checks_no_recipe(ran):
     words, out, _ = ran
     (out / "comparison.md").unlink()
-    done = compare(*words, "--report", home=out.parent)
+    done = compare(*words, "--report")
     assert done.returncode == 0 and (out / "comparison.md").is_file() and "[1/4]" not in done.stdout
-    file = Path(words[1])
-    changed = file.with_name("changed.yaml")
-    changed.write_text(file.read_text().replace("learning_rate: 0.0", "learning_rate: 0.5"))
-    done = compare("--config", str(changed), *words[2:], home=out.parent)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "quiet/seed-0: learning_rate: 0.0 there, 0.5 now" in done.stderr
+    done = compare("--config", words[1], "--output_dir", str(out / "empty"), "--report")
+    assert done.returncode == 2 and "small: no run is finished" in done.stderr
 
 
 def test_refusals_have_no_traceback(tmp_path):
     (tmp_path / "bad.yaml").write_text("name: x\n")
-    done = compare("--config", str(tmp_path / "bad.yaml"), home=tmp_path)
+    done = compare("--config", str(tmp_path / "bad.yaml"))
     assert done.returncode == 2 and "seeds: missing" in done.stderr and "Traceback" not in done.stderr
-    done = compare("--config", str(tmp_path / "none.yaml"), home=tmp_path)
+    done = compare("--config", str(tmp_path / "none.yaml"))
     assert done.returncode == 2 and "none.yaml" in done.stderr and "Traceback" not in done.stderr

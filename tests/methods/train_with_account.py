@@ -1,4 +1,4 @@
-"""scripts/train.py with an account in its summary, as long as it writes none itself: arguments are those of a launch."""
+"""scripts/train.py with an account in its summary, as long as it writes none itself; arguments as of a launch."""
 
 import json
 import runpy

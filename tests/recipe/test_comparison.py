@@ -106,7 +106,9 @@ def test_mistakes_of_every_arm_come_in_one_list_with_those_of_the_file(tmp_path)
     for words in ("learning_rat: unknown key; did you mean learning_rate?", "beta: 'x' is text", "c.rol: unknown key"):
         (line,) = (line for line in found if words in line)
         key = words.split(":")[0].split(".")[-1]
-        number = 1 + next(i for i, text in enumerate((tmp_path / "c.yaml").read_text().splitlines()) if f"{key}:" in text)
+        number = 1 + next(
+            i for i, text in enumerate((tmp_path / "c.yaml").read_text().splitlines()) if f"{key}:" in text
+        )
         assert line.startswith(f"{number}:")
 
 

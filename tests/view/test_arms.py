@@ -72,7 +72,12 @@ def found() -> dict:
         "draws": 64,
         "k": 64,
         "reference": {"pass_1": 0.25, "pass_k": None},
-        "arms": {"once": arm("control", []), "rl": arm("method", [2], flops=None), "[odd]": arm("negative", []), "third": arm("base", [])},
+        "arms": {
+            "once": arm("control", []),
+            "rl": arm("method", [2], flops=None),
+            "[odd]": arm("negative", []),
+            "third": arm("base", []),
+        },
         "pairs": {
             "rl": pair,
             "[odd]": pair | {"kl": nowhere},
@@ -150,8 +155,7 @@ def test_pictures_are_files_of_their_own_and_show_the_means():
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert len(list(root.iter("{http://www.w3.org/2000/svg}svg"))) == 1
     titles = [
-        node.text
-        for node in ElementTree.fromstring(drawn["success_over_kl"]).iter("{http://www.w3.org/2000/svg}title")
+        node.text for node in ElementTree.fromstring(drawn["success_over_kl"]).iter("{http://www.w3.org/2000/svg}title")
     ]
     # The second seed has two rounds: KL (.5 + .7)/2, success (.4 + .6)/2
     assert titles[:2] == ["once, KL, nats 0: 25", "once, KL, nats 0.6: 50"]
