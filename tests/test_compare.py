@@ -53,7 +53,7 @@ def ran(tmp_path_factory):
 
 
 def test_all_runs_are_made_and_compared(ran):
-    words, out, done = ran
+    _, out, done = ran
     assert done.returncode == 0, done.stderr + done.stdout
     assert "[4/4] rl seed 1: finished in" in done.stdout and "Traceback" not in done.stderr
     for name in ("quiet/seed-0", "quiet/seed-1", "rl/seed-0", "rl/seed-1"):
