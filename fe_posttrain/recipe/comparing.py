@@ -128,12 +128,13 @@ def _start(run: Run, words: list[str], place: str, console: Console) -> None:
                 if line.startswith("step "):
                     status.update(f"{place}: {line.split('  ')[0].strip()}")
     took = duration(time.monotonic() - began)
-    if child.returncode or not is_finished(run):
+    code = 128 - child.returncode if child.returncode < 0 else child.returncode  # as a shell has it
+    if code or not is_finished(run):
         raise RunFailed(
-            f"{place}: exit code {child.returncode} after {took}; it said last, all of it in {log}:\n"
+            f"{place}: exit code {code} after {took}; it said last, all of it in {log}:\n"
             + "\n".join(f"  {line}" for line in said)
             + "\nthe same command again goes on from here",
-            child.returncode or 1,
+            code or 1,
         )
     console.print(f"{place}: finished in {took}", highlight=False, markup=False)
 
