@@ -70,6 +70,11 @@ def test_soft_target_far_out_in_single_precision():
     assert target.tolist() == [[-700.0, 0.0], [0.0, -inf]]  # e^-300 e^1000 wins; what is impossible stays so
 
 
+def test_a_log_prob_that_rounding_left_above_zero():
+    log_reference = torch.tensor([1e-7, -40.0])
+    assert soft_target(log_reference, torch.tensor(0), 0.5).tolist() == pytest.approx([0, -42], abs=1e-6)
+
+
 # -- values and gradients --------------------------------------------------------------------------------------------
 
 
