@@ -144,7 +144,7 @@ def _normalised(
                 "smallest reward that counts, or a positive beta"
             )
         chosen = valid & (reward >= threshold)
-        return (count * chosen / chosen.sum(-1, keepdim=True).clamp(min=1)).to(reward.dtype)
+        return ((count * chosen).double() / chosen.sum(-1, keepdim=True).clamp(min=1)).to(reward.dtype)
     log_weights = reward_energy_weight * reward.detach().double() / beta + log_ratio.detach().double()
     shares = torch.where(valid, log_weights, -torch.inf).softmax(-1)
     return torch.where(valid, count * shares, 0.0).to(reward.dtype)
