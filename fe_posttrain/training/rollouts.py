@@ -56,9 +56,10 @@ class ShapesRollouts(ProjectsForward):
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
-        if self._can_sample():
+        draws = self._can_sample()
+        if draws:
             self.rollout_func = type(self)._rollout
-        self._set_up_projection()
+        self._set_up_projection(draws)
 
     @property
     def _weights_now(self) -> Weights:
@@ -353,9 +354,7 @@ class ShapesRollouts(ProjectsForward):
         """What reads the policy's log-probs before TRL uses the batch: to record terms of F, or to shape with them."""
         if not self._exact:
             return self._recorder(inputs)
-        if "bank_rewards" in inputs:
-            return self._bank_recorder(inputs)
-        return self._forward_refresher(inputs) if "forward_weights" in inputs else self._refresher(inputs)
+        return self._forward_watcher(inputs) if "forward_weights" in inputs else self._refresher(inputs)
 
     def _refresher(self, inputs: dict):
         """Recompute the shaped reward with the policy of now, for rollouts that an older policy made."""

@@ -39,8 +39,16 @@ def test_weights_by_hand():
     first = [exp(2), 2, exp(1)]
     expected = [3 * w / sum(first) for w in first]
     expected += [2 * exp(2) / (exp(2) + 1), 0, 2 / (exp(2) + 1)]  # two valid rows
-    expected += [1, 0, 0]  # one
+    expected += [2, 0, 0]  # two, one of them outside the reference
     assert advantages.tolist() == pytest.approx(expected, abs=1e-14)
+
+
+def test_outside_the_reference_a_row_is_pushed_down():
+    reward, ratio = _double(1, 1, 1, 1), _double(0, -INF, -INF, -INF)
+    advantages = forward_advantages(reward, ratio, group_size=2, beta=0.5)
+    assert advantages.tolist() == [2, 0, 0, 0]  # a group wholly outside has no weight to share
+    valid = valid_rows(reward, ratio, beta=0.5)
+    assert control_variate(advantages, None, valid=valid).tolist() == [1, -1, -1, -1]
 
 
 def test_selection_by_hand():
