@@ -19,6 +19,8 @@ from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advant
 from fe_posttrain.theory.gibbs import bernoulli_log_partition
 from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
+from fe_posttrain.training.demonstrations import PAIRED_ROW
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
@@ -49,6 +51,8 @@ class ShapesRollouts(ScoresRollouts):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
+        self._completion_ids: list = []
+        self._failure_buffer: FailureBuffer | None = None
         self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
@@ -99,7 +103,7 @@ class ShapesRollouts(ScoresRollouts):
         rewards = self._without(faults, rewards, len(prompts))
         for name, column in zip(self.reward_func_names, rewards.unbind(1), strict=True):
             require_finite(f"reward {name}", column.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
-        self._gathered_rewards, self._completions = rewards, completions
+        self._gathered_rewards, self._completions, self._completion_ids = rewards, completions, completion_ids_list
         return rewards
 
     def _without(self, faults: list[Fault], rewards: Tensor, rows: int) -> Tensor:
@@ -137,11 +141,14 @@ class ShapesRollouts(ScoresRollouts):
         if not self._exact:
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
+        rows = [row.pop(PAIRED_ROW, None) for row in inputs]
         batch = super()._generate_and_score_completions(inputs)
         if mode == "train":
             self._compare_once(batch)
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
+        if mode == "train" and self._failure_buffer is not None:
+            self._failure_buffer.see(rows, rewards, inputs, self._completions, self._completion_ids)
         weight = self.args.reward_energy_weight
         energy = -weight * rewards.nanmean().item() if weight else 0.0
         self._metrics[mode]["free_energy/reward"].append(energy)

@@ -16,6 +16,7 @@ from transformers import Trainer
 
 from fe_posttrain.training import demonstrations, reference, tokenizer
 from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
 from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
@@ -112,7 +113,12 @@ class FreeEnergyTrainer(Resumes):
         elif demo_dataset is not None:
             self._demonstrations = demonstrations.DemonstrationStream(demo_dataset, self._tokenizer, args)
         elif args.demonstration_energy_weight:
-            self._demonstrations = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
+            paired = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
+            if args.failure_buffer:
+                self._failure_buffer = FailureBuffer(self, paired)
+                self.callback_handler.callbacks.insert(0, self._failure_buffer)  # others measure what it leaves
+            else:
+                self._demonstrations = paired
             self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
