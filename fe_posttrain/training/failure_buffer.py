@@ -77,7 +77,7 @@ class FailureBuffer(TrainerCallback):
         failed = rewards < trainer.args.success_threshold
         if self._format is not None:
             formatted = self._formatted(inputs, completions, completion_ids)
-            failed &= gather(torch.tensor(formatted, device=rewards.device))
+            failed &= gather(torch.tensor(formatted, device=rewards.device)).bool()
         groups = failed.view(-1, trainer.num_generations).all(1)
         prompts = gather(torch.tensor(rows, device=rewards.device)).view(-1, trainer.num_generations)[:, 0]
         self.rows += [row for row in prompts[groups].tolist() if row in self.paired.rows]
@@ -121,8 +121,8 @@ class FailureBuffer(TrainerCallback):
         optimizer = self._own_optimizer()
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
-    def _formatted(self, inputs: Sequence[dict], completions: Sequence, completion_ids: Sequence) -> list[bool]:
-        """Which completions of this process are well-formatted."""
+    def _formatted(self, inputs: Sequence[dict], completions: Sequence, completion_ids: Sequence) -> list[float]:
+        """1 for each completion of this process that is well-formatted, else 0."""
         values = self._format(
             prompts=[row["prompt"] for row in inputs],
             completions=completions,
@@ -134,7 +134,7 @@ class FailureBuffer(TrainerCallback):
                 f"failure_buffer_format: {len(values)} values for {len(inputs)} completions; each has one; return as "
                 "many"
             )
-        return [value > 0 for value in values]
+        return [float(value > 0) for value in values]
 
     def _step(self, rows: list[int]) -> float:
         """One optimizer step on w_d times the mean of -log pi over F's divisor; returns the sum of -log pi, nats."""
