@@ -122,7 +122,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("demonstration_energy_weight",),
-        lambda run: run.demonstration_energy_weight > 0 and not _has_demonstrations(run),
+        lambda run: run.uses_demonstrations and not _has_demonstrations(run),
         lambda run: (
             f"{run.demonstration_energy_weight:g} without demonstrations; there is nothing to learn from; "
             "write demonstration_dataset_name: rows.jsonl, or demonstrations: {barrier: 1} for the testbed"
@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = (
         ("demonstration_dataset_name", "demonstrations", "demonstrations_paired"),
         lambda run: (
             (run.demonstrations or run.demonstration_dataset_name or run.demonstrations_paired)
-            and not run.demonstration_energy_weight
+            and not run.uses_demonstrations
         ),
         "written while demonstration_energy_weight is 0; nobody would read them; write "
         "demonstration_energy_weight: 1.0, or remove them",
@@ -147,7 +147,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("reward_funcs", "reward_energy_weight"),
-        lambda run: run.reward_energy_weight > 0 and not _rewards(run),
+        lambda run: run.uses_reward and not _rewards(run),
         lambda run: (
             f"no reward_funcs while reward_energy_weight is {run.reward_energy_weight:g}; F has a reward term "
             "and no reward; write reward_funcs: [digits], or reward_energy_weight: 0.0"
@@ -156,7 +156,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("reward_funcs", "reward_model_name_or_path"),
-        lambda run: _rewards(run) and not run.reward_energy_weight and not _evaluates(run) and not run.support,
+        lambda run: _rewards(run) and not run.uses_reward and not _evaluates(run) and not run.support,
         "written while reward_energy_weight is 0 and nothing is evaluated; nobody would call them; write "
         "reward_energy_weight: 1.0, or remove them",
         ("reward_energy_weight", "eval_strategy", "eval_on_start"),

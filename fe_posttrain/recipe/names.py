@@ -38,7 +38,7 @@ _OTHER_NAMES = {
     "reward_energy_weight": "reward_weight reward_scale reward_coef rl_weight rl_coef",
     "demonstration_energy_weight": "sft_weight sft_coef sft_loss_weight demonstration_weight ptx_coef bc_coef",
     "beta": "kl_coef init_kl_coef kl_coeff kl_loss_coef kl_beta kl_penalty kl_weight kl pref_beta kl_ctl alpha",
-    "beta_final": "kl_coef_final beta_end final_beta",
+    "beta_schedule": "beta_final kl_coef_final beta_end final_beta kl_schedule",
     "estimator": "algorithm adv_estimator advantage_estimator",
     "epsilon": "epsilon_low clip_ratio clip_ratio_low cliprange clip_range clip_eps eps_clip",
     "epsilon_high": "clip_ratio_high clip_range_high eps_clip_high",

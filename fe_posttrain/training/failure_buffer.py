@@ -85,15 +85,16 @@ class FailureBuffer(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs) -> None:
         """Empty the buffer if it is full and no rollouts wait that its steps would make older than the policy."""
         capacity, size = args.failure_buffer, args.failure_buffer_batch_size or args.per_device_train_batch_size
+        weight = args.weights_at(state.global_step - 1, state.max_steps).demonstration  # of the step just made
         read, surprise = 0, 0.0
-        while len(self.rows) >= capacity and self.trainer.at_block_end:
+        while weight > 0 and len(self.rows) >= capacity and self.trainer.at_block_end:
             rows, self.rows = self.rows[:capacity], self.rows[capacity:]
-            surprise += sum(self._step(rows[start : start + size]) for start in range(0, capacity, size))
+            surprise += sum(self._step(rows[start : start + size], weight) for start in range(0, capacity, size))
             read += capacity
         metrics = self.trainer._metrics["train"]
         metrics["failure_buffer/size"], metrics["failure_buffer/steps"] = [len(self.rows)], [self.steps]
         if read:
-            metrics["failure_buffer/loss"].append(args.demonstration_energy_weight * surprise / read)
+            metrics["failure_buffer/loss"].append(weight * surprise / read)
 
     def checkpoint_state(self) -> dict[str, Any]:
         """The rows that wait, and the steps made."""
@@ -136,23 +137,30 @@ class FailureBuffer(TrainerCallback):
             )
         return [float(value > 0) for value in values]
 
-    def _step(self, rows: list[int]) -> float:
-        """One optimizer step on w_d times the mean of -log pi over F's divisor; returns the sum of -log pi, nats."""
+    def _step(self, rows: list[int], weight: float) -> float:
+        """One optimizer step on w_d times the mean energy over F's divisor; returns the sum of -log pi, nats.
+
+        Args:
+            rows: of train_dataset, for all processes.
+            weight: w_d.
+        """
         trainer = self.trainer
         args, accelerator, optimizer = trainer.args, trainer.accelerator, self._own_optimizer()
         world, mine = accelerator.num_processes, rows[accelerator.process_index :: accelerator.num_processes]
         size = args.per_device_demonstration_batch_size or args.per_device_train_batch_size
-        scale = args.demonstration_energy_weight * world / (len(rows) * trainer._divisor)
+        scale = weight * world / (len(rows) * trainer._divisor)
         total = torch.zeros(1, device=accelerator.device)
         for start in range(0, -(-len(rows) // world), size):
             part = mine[start : start + size]
             # Where none is left, a forward all the same, with weight 0: under DDP every process makes as many.
             inputs = self.paired.collate([self.paired.rows[row] for row in part or rows[:1]])
-            per_row = trainer._negative_log_probs(trainer.model_wrapped, Trainer._prepare_inputs(trainer, inputs))
-            surprise = per_row.sum() if part else 0 * per_row.sum()
-            stop_unless_finite(accelerator, "demonstration (failure buffer)", surprise, per_row)
-            (scale * surprise).backward()
-            total += surprise.detach()
+            energies = trainer._token_energies(trainer.model_wrapped, Trainer._prepare_inputs(trainer, inputs))
+            energy = scale * energies.energy.sum() * bool(part)
+            stop_unless_finite(accelerator, "demonstration (failure buffer)", energy, energies.energy)
+            energy.backward()
+            if part:
+                total += energies.negative_log_probs.sum()
+                trainer._account.add(gradient_tokens=(inputs["labels"][:, 1:] != -100).sum(), demonstrations=len(part))
         norm = require_finite_gradients(trainer.model)
         if args.failure_buffer_max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(trainer.model.parameters(), args.failure_buffer_max_grad_norm, norm)

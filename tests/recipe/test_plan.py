@@ -203,5 +203,5 @@ def test_sizes_and_schedules_are_readable():
         "1.50 GiB",
         "5.00 TiB",
     ]
-    args = FreeEnergyConfig("unused", beta=0.1, beta_schedule="linear", beta_final=0.01, use_cpu=True)
+    args = FreeEnergyConfig("unused", beta=0.1, beta_schedule={"linear": {"final": 0.01}}, use_cpu=True)
     assert equation(args) == "F(pi) = 1 E[-reward] + (0.1 -> 0.01) KL(pi || reference)"

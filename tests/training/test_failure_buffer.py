@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.tasks import digits
-from fe_posttrain.training.config import what_changes_the_optimum
+from fe_posttrain.training.announcements import what_changes_the_optimum
+from fe_posttrain.training.demonstration_terms import TokenEnergies
 
 GROUP = small.ROLLOUTS["num_generations"]
 BUFFER = {"demonstration_energy_weight": 1.0, "beta": 0.0, "shuffle_dataset": False}
@@ -131,6 +132,39 @@ def test_its_steps_are_those_of_a_loop_with_adamw(tmp_path, estimator):
     first, second = (0.7 * (4 * surprises[i] + 2 * surprises[i + 1]) / 6 for i in (0, 2))
     assert read[0] is None and read[1:] == pytest.approx([first, second], rel=1e-5)
     assert "free_energy/demonstration" not in record.logs[0]
+    account = trainer._account
+    shown = sum(len(small.TOKENIZER(digits.demonstration(x))["input_ids"]) + 1 for x in PROMPTS[:12])
+    rollouts = account.generated_tokens if estimator == "trl" else 0  # TRL's step trains rows without advantage too
+    assert account.demonstrations == 12 and account.gradient_tokens == shown + rollouts
+
+
+def test_it_waits_while_demonstrations_have_no_weight_and_projects_them_as_asked(tmp_path):
+    """w_d is 0 in the first two steps; then eight wait for a buffer of four, and DFT's gradient is that of -pi."""
+    settings = {
+        "failure_buffer": 4,
+        "failure_buffer_learning_rate": 0.01,
+        "failure_buffer_max_grad_norm": 0.0,
+        "adam_epsilon": 1e-4,
+        "loss_divisor": 10.0,
+        "learning_rate": 0.0,
+        "demonstration_energy_weight": 0.0,
+        "demonstration_energy_schedule": {"switch": {"final": 2.0, "until": 2}},
+        "demonstration_projection": "reverse",
+        "max_steps": 3,
+    }
+    record, trainer = train(tmp_path, settings=settings)
+    model, tokenizer = small.model(), small.TOKENIZER
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-4, weight_decay=0.0)
+    for start in (0, 4, 8):
+        texts = PROMPTS[start : start + 4]
+        ids = [[*tokenizer(digits.demonstration(x))["input_ids"], tokenizer.eos_token_id] for x in texts]
+        chosen = by_hand.log_probs_with_grad(model, tokenizer(texts)["input_ids"], ids)
+        optimizer.zero_grad()
+        (-2.0 / 10 * sum(row.exp().sum() for row in chosen) / 4).backward()
+        optimizer.step()
+    assert record.column("failure_buffer/size") == [4, 8, 0] and record.column("failure_buffer/steps") == [0, 0, 3]
+    for found, wanted in zip(trainer.model.parameters(), model.parameters(), strict=True):
+        assert (found - wanted).abs().max() <= 1e-6
 
 
 def test_the_run_goes_on_as_without_it_until_it_is_full(tmp_path):
@@ -264,6 +298,8 @@ def test_no_gap_is_shown_and_the_gate_is_announced(tmp_path):
         ({"reward_energy_weight": 0.0}, {}, "failure_buffer: 4 with reward_energy_weight 0.0"),
         ({"reward_energy_weight": 0.0, "beta": 0.1}, {}, "failure_buffer: 4 with reward_energy_weight 0.0"),
         ({"fp16": True}, {}, "failure_buffer: with fp16"),
+        ({"gate": "unsolved"}, {}, "failure_buffer: with a gate"),
+        ({"reward_projection": "forward", "forward_sampler": "bank"}, {}, "failure_buffer: with forward_sampler bank"),
         ({"failure_buffer": -1}, {}, "failure_buffer: -1; it is a count"),
         ({"failure_buffer_batch_size": 0}, {}, "failure_buffer_batch_size: 0; "),
         ({}, {"demo_dataset": small.demonstrations(4), "train_dataset": small.prompts()}, "positive with a demo_data"),
@@ -285,9 +321,10 @@ def test_sharded_weights_are_refused(tmp_path, monkeypatch):
 
 def test_a_demonstration_that_is_not_finite_stops_the_run_before_the_optimizer_moves(tmp_path, monkeypatch):
     def broken(self, model, inputs):
-        return torch.full((len(inputs["input_ids"]),), torch.nan, requires_grad=True)
+        energy = torch.full((len(inputs["input_ids"]), 3), torch.nan, requires_grad=True)
+        return TokenEnergies(energy, energy.detach())
 
-    monkeypatch.setattr(FreeEnergyTrainer, "_negative_log_probs", broken)
+    monkeypatch.setattr(FreeEnergyTrainer, "_token_energies", broken)
     model = small.model()
     with pytest.raises(FloatingPointError, match=r"demonstration \(failure buffer\): not finite in 4 of 4 rows"):
         train(tmp_path, settings={"failure_buffer": 4, "learning_rate": 0.0}, model=model)

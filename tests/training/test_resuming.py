@@ -18,9 +18,9 @@ from fe_posttrain.training.checkpoints import checkpoints, damage
 STEPS = 16
 RL = {**small.ROLLOUTS, "beta": 0.1}
 SFT = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0, "per_device_train_batch_size": 8}
-PENALISED = {**SFT, "beta": 0.2, "kl_sampler": "demonstrations", "beta_schedule": "linear", "beta_final": 0.4}
+PENALISED = {**SFT, "beta": 0.2, "kl_sampler": "demonstrations", "beta_schedule": {"linear": {"final": 0.4}}}
 MIXTURE = {**RL, "demonstration_energy_weight": 0.5, "gradient_accumulation_steps": 2}
-SCHEDULED = {**RL, "beta_schedule": "cosine", "beta_final": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 5}
+SCHEDULED = {**RL, "beta_schedule": {"cosine": {"final": 0.5}}, "lr_scheduler_type": "cosine", "warmup_steps": 5}
 MOVING = {**RL, "sync_ref_model": True, "ref_model_sync_steps": 5, "ref_model_mixup_alpha": 1.0}
 REUSED = {**RL, "num_iterations": 2, "gradient_accumulation_steps": 2}
 
