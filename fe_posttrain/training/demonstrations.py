@@ -33,6 +33,11 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
             "demo_dataset: given beside a column `demonstration` of train_dataset; a run has one source of "
             "demonstrations; leave one out"
         )
+    if demo_dataset is not None and args.failure_buffer:
+        raise ValueError(
+            "failure_buffer: positive with a demo_dataset; it holds the demonstrations of prompts that failed, and a "
+            "stream has none of theirs; give train_dataset a column `demonstration`, or write failure_buffer: 0"
+        )
     if not args.is_sft:
         if args.uses_demonstrations and demo_dataset is None and not paired:
             raise ValueError(

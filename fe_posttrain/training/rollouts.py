@@ -18,6 +18,8 @@ from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
 from fe_posttrain.training import reference
 from fe_posttrain.training.account import Account
+from fe_posttrain.training.demonstrations import PAIRED_ROW
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.gates import Weights, gate_factors
 from fe_posttrain.training.projections import ProjectsForward
@@ -52,6 +54,8 @@ class ShapesRollouts(ProjectsForward):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
+        self._completion_ids: list = []
+        self._failure_buffer: FailureBuffer | None = None
         self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
@@ -111,7 +115,7 @@ class ShapesRollouts(ProjectsForward):
             if self._uses_bank
             else self._judge(inputs, prompts, completions, completion_ids_list)
         )
-        self._gathered_rewards, self._completions = judged, completions
+        self._gathered_rewards, self._completions, self._completion_ids = judged, completions, completion_ids_list
         return judged
 
     def _judge(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
@@ -162,6 +166,7 @@ class ShapesRollouts(ProjectsForward):
         if not self._exact:
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
+        rows = [row.pop(PAIRED_ROW, None) for row in inputs]
         batch = super()._generate_and_score_completions(inputs)
         if mode == "train":
             self._compare_once(batch)
@@ -169,6 +174,8 @@ class ShapesRollouts(ProjectsForward):
                 self._account.add(generated_tokens=batch["completion_mask"].sum(), verifier_calls=len(inputs))
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
+        if mode == "train" and self._failure_buffer is not None:
+            self._failure_buffer.see(rows, rewards, inputs, self._completions, self._completion_ids)
         if self._uses_bank:  # the terms of F come with the forward of the loss
             self._shape_from_bank(batch)
             return self._by_group(batch)
