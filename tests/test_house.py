@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "training": {"theory", "sequences", "tasks"},
     "tracking": {"support", "sequences", "tasks", "training"},
     "methods": {"support", "sequences", "tasks", "theory", "training", "tracking"},
-    "recipe": {"support", "tracking", "theory", "sequences", "tasks", "training", "methods", "view"},
+    "recipe": {"methods", "support", "tracking", "theory", "sequences", "tasks", "training", "view"},
 }
 STANDARD = sys.stdlib_module_names
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
