@@ -36,6 +36,10 @@ def main() -> int:
     action.add_argument("--report", action="store_true", help="run nothing, write tables and figures anew")
     words = parser.parse_args()
 
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+
     from fe_posttrain.recipe.comparison import read_comparison
     from fe_posttrain.recipe.reading import RecipeError
 

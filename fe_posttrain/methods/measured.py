@@ -12,7 +12,11 @@ from fe_posttrain.support.intervals import pass_at_k
 
 SPENT = ("generated_tokens", "verifier_calls", "gradient_tokens", "forward_tokens", "updates", "demonstrations")
 CERTIFIED = ("elicited", "created", "lost")
-OBJECTIVE = ("reward_energy_weight", "demonstration_energy_weight", "beta", "beta_final")
+OBJECTIVE = tuple(  # keys of a recipe: two runs that agree on them descend one F
+    "reward_energy_weight demonstration_energy_weight beta reward_energy_schedule demonstration_energy_schedule "
+    "beta_schedule gate reward_funcs reward_weights demonstration_projection demonstration_beta "
+    "demonstration_shaping".split()
+)
 
 
 class Folder(Protocol):

@@ -29,7 +29,7 @@ _SHOWN = 15  # last lines of a run that failed
 
 
 class RunFailed(Exception):
-    """A run ended with an error; `code` is its exit code."""
+    """A run ended with an error, or a signal ended the comparison; `code` is the exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -60,7 +60,7 @@ def run_all(comparison: Comparison, output_dir: str, script: str, console: Conso
 
     Raises:
         RecipeError: a folder belongs to a run of other settings; nothing is started.
-        RunFailed: a run ended with an error; those before it are finished.
+        RunFailed: a run ended with an error, or a signal came; the runs before are finished.
     """
     runs = comparison.runs(output_dir)
     require_same_settings(runs)
@@ -109,7 +109,7 @@ def _start(run: Run, words: list[str], place: str, console: Console) -> None:
     log = Path(f"{run.folder}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     began, said = time.monotonic(), []
-    with open(log, "w", encoding="utf-8") as file, console.status(place) as status:
+    with open(log, "a", encoding="utf-8") as file, console.status(place) as status:
         with (
             subprocess.Popen(
                 [_program(words[0]), *words[1:]],
@@ -119,7 +119,7 @@ def _start(run: Run, words: list[str], place: str, console: Console) -> None:
                 errors="replace",
                 start_new_session=True,
             ) as child,
-            _passed_on_to(child),
+            _passed_on_to(child) as received,
         ):
             for line in child.stdout:
                 file.write(line)
@@ -137,18 +137,23 @@ def _start(run: Run, words: list[str], place: str, console: Console) -> None:
             code or 1,
         )
     console.print(f"{place}: finished in {took}", highlight=False, markup=False)
+    if received:  # the run was about to end anyway
+        name = signal.Signals(received[0]).name
+        raise RunFailed(f"{name}: stopped after this run; the same command again goes on from here", 128 + received[0])
 
 
 @contextmanager
-def _passed_on_to(child: subprocess.Popen) -> Iterator[None]:
-    """Pass signals on to the run and everything below it, which saves and ends; then there is an exit code to tell."""
+def _passed_on_to(child: subprocess.Popen) -> Iterator[list[int]]:
+    """Pass signals on to the run and everything below it, which saves and ends; gives those that were received."""
+    received: list[int] = []
 
     def pass_on(number: int, frame) -> None:
+        received.append(number)
         os.killpg(child.pid, number)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

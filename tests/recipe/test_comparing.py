@@ -39,6 +39,9 @@ if Path(__file__).with_name("waits").exists():
     import signal, time
     def leave(number, frame):
         (folder / "saved").write_text("")
+        if Path(__file__).with_name("waits").read_text() == "at the end":
+            (folder / "summary.json").write_text("{}")
+            sys.exit(0)
         sys.exit(128 + number)
     signal.signal(signal.SIGTERM, leave)
     Path(__file__).with_name("waiting").write_text("")
@@ -104,8 +107,9 @@ def test_a_run_that_ends_well_without_a_summary_has_failed(place):
         start(place)
 
 
-def test_a_signal_reaches_the_run_which_saves(place):
-    (place / "waits").write_text("")
+@pytest.mark.parametrize("when", ["in the middle", "at the end"])
+def test_a_signal_reaches_the_run_which_saves_and_nothing_else_is_started(place, when):
+    (place / "waits").write_text(when)
     code = (
         "import sys; from rich.console import Console; from fe_posttrain.recipe.comparing import RunFailed, run_all\n"
         "from fe_posttrain.recipe.comparison import read_comparison\n"

@@ -112,6 +112,20 @@ def test_mistakes_of_every_arm_come_in_one_list_with_those_of_the_file(tmp_path)
         assert line.startswith(f"{number}:")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "comparisons").glob("*.yaml")), ids=lambda path: path.name)
+def test_those_that_come_along_can_be_run(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert read_comparison(str(path), with_recipes=True).name == path.stem
+
+
+def test_an_arm_may_be_a_method_by_name(tmp_path):
+    arms = {"a": {"settings": {"method": "sft"}}, "b": {"settings": {"method": "no_such"}}}
+    base = str(ROOT / "recipes" / "mixture.yaml")
+    found = problems(file(tmp_path, arms=arms, base=base, settings={"max_steps": 3}), with_recipes=True)
+    assert [line for line in found if "method" in line and "no_such" in line]
+    assert not [line for line in found if "unknown key" in line]
+
+
 def test_a_file_that_is_no_comparison(tmp_path):
     assert "No such file" in problems(str(tmp_path / "none.yaml"))[0]
     (tmp_path / "list.yaml").write_text("- a\n")
