@@ -10,9 +10,9 @@ Each replicate takes
     samples   hits ~ Binomial(draws, hits / draws), by the same uniform numbers in both arms, as paired probes share
               their random state
 
-Few seeds are the weak spot: with three that differ, plain 95 % percentiles hold in three of four worlds. So what the seeds
-contribute to a replicate is stretched by sqrt(S/(S-1)) t/z, t and z the 97.5 % points of Student's t with S-1 degrees
-of freedom and of the normal law (the narrowness factor of Hesterberg 2015, "What teachers should know about the
+Few seeds are the weak spot: with three that differ, plain 95 % percentiles hold in three of four worlds. So what the
+seeds contribute to a replicate is stretched by sqrt(S/(S-1)) t/z, t and z the 97.5 % points of Student's t with S-1
+degrees of freedom and of the normal law (the narrowness factor of Hesterberg 2015, "What teachers should know about the
 bootstrap", American Statistician 69). Prompts and samples are many and are taken as they are.
 """
 
