@@ -170,10 +170,15 @@ def _differences(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
 
 
 def interval(found: Mapping[str, float] | None, scale: float | None = None) -> str:
-    """`+2.1 [-0.3, +4.4]`: in percentage points where there is a scale; ends are rounded outwards."""
+    """`+2.1 [-0.3, +4.4]`: in percentage points where there is a scale; ends are rounded outwards.
+
+    One seed shows no spread of seeds, and gets no interval.
+    """
     if found is None:
         return "–"
     value, low, high = ((scale or 1) * found[end] for end in ("value", "low", "high"))
+    if found["seeds"] == 1:
+        return f"{_signed(number(value) if scale is None else f'{value + 0.0:.1f}')} (one seed)"
     if scale is None:
         return f"{_signed(number(value))} [{_signed(number(low))}, {_signed(number(high))}]"
     return f"{_signed(f'{value + 0.0:.1f}')} [{_signed(floor(low))}, {_signed(ceiling(high))}]"

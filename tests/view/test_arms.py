@@ -129,6 +129,8 @@ def test_differences_of_what_cannot_be_paired_are_left_out():
         (ends(-0.32, -0.916, 0.2764), None, "-0.320 [-0.916, +0.276]"),
         (ends(-1e-9, -1e-9, 1e-9), None, "0.000 [0.000, 0.000]"),
         (None, 100, "–"),
+        (ends(0.021, 0.021, 0.021) | {"seeds": 1}, 100, "+2.1 (one seed)"),
+        (ends(-1.5, -1.5, -1.5) | {"seeds": 1}, None, "-1.500 (one seed)"),
     ],
 )
 def test_intervals_claim_no_more_than_they_know(one, scale, text):

@@ -49,8 +49,9 @@ def _gained(found: Mapping[str, Any]) -> Iterator[Line]:
     for i, (label, pair) in enumerate(paired, 1):
         ends = pair["differences"]["pass_1"]
         value, low, high = (100 * ends[end] for end in ("value", "low", "high"))
+        known = {"low": [low], "high": [high]} if ends["seeds"] > 1 else {}
         colour = _colour(list(found["arms"]).index(label))
-        yield Line("pass_1", f"{i} {label}", [i], [value], colour, dotted=True, low=[low], high=[high])
+        yield Line("pass_1", f"{i} {label}", [i], [value], colour, dotted=True, **known)
 
 
 def _colour(i: int) -> str:
