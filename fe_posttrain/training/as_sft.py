@@ -110,7 +110,7 @@ class RunsAsSFT(GRPOTrainer):
         with nullcontext() if plain and log_reference is None else _first_output(model) as seen:
             out = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         loss = out[0] if return_outputs else out
-        weight = self.args.demonstration_energy_weight
+        weight = self.args.weights_at(self.state.global_step, self.state.max_steps).demonstration
         stop_unless_finite(self.accelerator, "demonstration", loss, loss.reshape(1))
         mode = "train" if self.model.training else "eval"
         tokens = (inputs["labels"][:, 1:] != -100).sum()
