@@ -52,6 +52,7 @@ class ShapesRollouts(ProjectsForward):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
+        self._completion_tokens = 0  # of this process, in the rollouts at hand
         self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
@@ -111,6 +112,7 @@ class ShapesRollouts(ProjectsForward):
             else self._judge(inputs, prompts, completions, completion_ids_list)
         )
         self._gathered_rewards, self._completions = judged, completions
+        self._completion_tokens = sum(map(len, completion_ids_list))
         return judged
 
     def _judge(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
@@ -165,7 +167,11 @@ class ShapesRollouts(ProjectsForward):
         if mode == "train":
             self._compare_once(batch)
             if not self._uses_bank:
-                self._account.add(generated_tokens=batch["completion_mask"].sum(), verifier_calls=len(inputs))
+                of_tools = (batch["completion_mask"] - batch["tool_mask"]).sum() if "tool_mask" in batch else 0
+                self._account.add(
+                    generated_tokens=self._completion_tokens - of_tools,
+                    verifier_calls=len(inputs) if self._own_reward else 0,
+                )
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
         if self._uses_bank:  # the terms of F come with the forward of the loss

@@ -199,8 +199,9 @@ class FreeEnergyTrainer(Resumes):
         recorded = self.accelerator.gather(negative.reshape(1)).sum().item()
         micro_batches = self.current_gradient_accumulation_steps
         self._metrics["train"]["free_energy/demonstration"].append(recorded * micro_batches)
-        counted = batch.inputs["labels"][:, 1:][batch.weights != 0] != -100
-        self._account.add(gradient_tokens=counted.sum(), demonstrations=(batch.weights != 0).sum())
+        if (counted := batch.without_weightless()) is not None:
+            tokens = (counted.inputs["labels"][:, 1:] != -100).sum()
+            self._account.add(gradient_tokens=tokens, demonstrations=demonstrations.count_sequences(counted.inputs))
         return energy * self.accelerator.num_processes / self._divisor
 
     def _token_energies(self, model, inputs: dict) -> TokenEnergies:
