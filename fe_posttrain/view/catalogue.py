@@ -71,6 +71,8 @@ CATALOGUE: tuple[Metric, ...] = (
         ("free_energy/demonstration_penalty", "nats²/sequence", "", "mean of l²/2 over the step's demonstrations, "
          "l = log pi - log reference of a whole one (`kl_sampler: demonstrations`)"),
         ("free_energy/beta", "energy/nat", "", "beta in force"),
+        ("gate/reward", "", "", "mean factor that the gate gives to the reward of the step's rollouts"),
+        ("gate/demonstration", "", "", "mean factor that it gives to the demonstrations of the step's prompts"),
     )),
     *_of("objective", "support", (
         ("support/free_energy", "energy", DOWN, "F on the probe prompts, w_r p_t taken from their draws: of a 0/1 "

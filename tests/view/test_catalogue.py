@@ -47,6 +47,7 @@ def runs(tmp_path_factory) -> dict[str, RunData]:
     kinds = {
         "rl": [*RL, "--support", "true", "--support_labels", f"{where}/mine.py:form"],
         "mixture": ["--max_steps", "2", *faults],
+        "mixture under a gate": "--max_steps 2 --gate unsolved --demonstrations_paired true".split(),
         "sft": ["--max_steps", "2"],
         "sft under beta": "--max_steps 2 --beta 0.1 --kl_sampler demonstrations --reference_cache_mib 0".split(),
     }
