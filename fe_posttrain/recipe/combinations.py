@@ -13,6 +13,7 @@ from fe_posttrain.tracking.settings import SupportSettings
 _LORA = """lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type
 use_rslora use_dora merge_adapter load_in_4bit load_in_8bit"""
 _4BIT = "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant"
+_BUFFER = "batch_size learning_rate max_grad_norm format"
 _NEEDS = {
     **dict.fromkeys(_LORA.split(), ("use_peft", "true")),
     **dict.fromkeys(_4BIT.split(), ("load_in_4bit", "true")),
@@ -23,6 +24,7 @@ _NEEDS = {
     "log_completions_hub_repo": ("log_completions", "true"),
     "hub_model_id": ("push_to_hub", "true"),
     "stop_on_alarm": ("alarms", "true"),
+    **{f"failure_buffer_{key}": ("failure_buffer", "128") for key in _BUFFER.split()},
     **{f.name: ("support", "true") for f in fields(SupportSettings) if f.name != "support"},
 }
 _PACKAGES = {"use_vllm": "vllm", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
@@ -254,6 +256,16 @@ RULES: tuple[Rule, ...] = (
         lambda run: run.support and not (run.support_signal or run.reward_funcs or _on_testbed(run)),
         "true while nothing says which completions are correct; write support_signal: NAME, as in reward_funcs",
         ("reward_funcs",),
+    ),
+    Rule(
+        ("failure_buffer", "demonstration_dataset_name", "demonstrations"),
+        lambda run: (
+            run.failure_buffer
+            and (run.demonstration_dataset_name or (run.demonstrations and not run.demonstrations_paired))
+        ),
+        "written with demonstrations of their own; it holds those of prompts that failed; write "
+        "demonstrations_paired: true, or give the rows of dataset_name a column `demonstration`",
+        ("demonstrations_paired",),
     ),
     *GROUPING,
     Rule(

@@ -43,6 +43,8 @@ _OTHER_NAMES = {
     "epsilon": "epsilon_low clip_ratio clip_ratio_low cliprange clip_range clip_eps eps_clip",
     "epsilon_high": "clip_ratio_high clip_range_high eps_clip_high",
     "entropy_coef": "entropy_coeff entropy_loss_coef ent_coef entropy_bonus",
+    "failure_buffer": "sft_data_size sft_buffer_size buffer_size",
+    "failure_buffer_batch_size": "sft_mini_batch_size",
     "reward_timeout": "reward_timeout_seconds verifier_timeout",
     "learning_rate": "lr actor_learning_rate actor_lr max_lr",
     "lr_scheduler_type": "lr_scheduler scheduler scheduler_type lr_schedule warmup_style",

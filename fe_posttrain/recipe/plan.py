@@ -116,6 +116,11 @@ def _work_lines(
         yield "beside them", f"{read // steps.total:,} {what} a step: {passes:.2f} passes over {rows:,}"
     fit = data.fits["demonstrations"]
     tokens = sum(fit.tokens)
+    if args.failure_buffer:
+        size = args.failure_buffer_batch_size or args.per_device_train_batch_size
+        waiting = f"{args.failure_buffer:,} of {len(fit.tokens):,} demonstrations wait for prompts that failed"
+        yield "failure buffer", f"as soon as {waiting}, they are read once, {min(size, args.failure_buffer):,} a step"
+        return
     about = "" if passes == int(passes) else "about "
     yield (
         "demonstrated",

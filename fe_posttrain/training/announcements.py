@@ -67,6 +67,11 @@ _CHANGES_OPTIMUM = (
         "off_policy_mask_threshold: rows are left out by their own advantage.",
     ),
     (
+        lambda a: a.failure_buffer > 0,
+        "failure_buffer: {failure_buffer}: demonstrations are read only of prompts whose rollouts all failed, in steps "
+        "of their own: a gate on the group's own rewards is no weight of F, and no gap is shown.",
+    ),
+    (
         lambda a: a.sync_ref_model,
         _MOVING_REFERENCE,
     ),

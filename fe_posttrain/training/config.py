@@ -85,6 +85,15 @@ class FreeEnergyConfig(GRPOConfig):
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
+        failure_buffer: demonstrations that wait until they are trained on, 0: none do. Instead of at every step, a
+            demonstration (column `demonstration`) is then read after all rollouts of its prompt failed, by an AdamW of
+            its own between two steps (ReLIFT). Needs w_r > 0 and w_d > 0; w_d scales these steps alone.
+        failure_buffer_batch_size: demonstrations in one of the buffer's optimizer steps, all devices together; default
+            `per_device_train_batch_size`. A device forwards at most `per_device_demonstration_batch_size` at once.
+        failure_buffer_learning_rate: of these steps, constant; default `learning_rate`.
+        failure_buffer_max_grad_norm: to which their gradient is clipped; 0: it is not.
+        failure_buffer_format: a function as in `reward_funcs`, above 0 where a completion is well-formatted: prompts
+            with any other one stay out.
         reward_fault_policy: what follows when a reward function raises, hangs or returns what is no reward: `stop`
             (default), or `mask`: the row is left out of the loss and counted, and the other rows' advantages are
             as if it were absent.
@@ -129,6 +138,11 @@ class FreeEnergyConfig(GRPOConfig):
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
+    failure_buffer: int = _key(0, "Demonstrations of prompts that failed to collect before training on them; 0: off.")
+    failure_buffer_batch_size: int | None = _key(None, "Demonstrations in an optimizer step of the failure buffer.")
+    failure_buffer_learning_rate: float | None = _key(None, "Of the failure buffer's steps; default learning_rate.")
+    failure_buffer_max_grad_norm: float = _key(1.0, "Clips the gradient of the failure buffer's steps; 0: no.")
+    failure_buffer_format: str | None = _key(None, "As in reward_funcs: above 0 where a completion is well-formatted.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
     reward_fault_limit: float = _key(0.1, "Under mask: the share of failed rows in a batch above which to stop.")
     reward_timeout: float | None = _key(300.0, "Seconds a reward function may take for a batch; null: no limit.")

@@ -22,7 +22,7 @@ def problems(args: "FreeEnergyConfig") -> list[str]:
     found = [f"{key}: {text}" for key, text in out_of_limits(type(args), values)]
     if named := list(_named(args)):
         return found + named  # the rest reads what these keys mean
-    checks = (_of_the_whole, _on_rollouts, _of_projections, _on_demonstrations)
+    checks = (_of_the_whole, _on_rollouts, _of_projections, _on_demonstrations, _of_the_buffer)
     return found + [line for check in checks for line in check(args)]
 
 
@@ -156,3 +156,30 @@ def _on_demonstrations(args) -> Iterator[str]:
         )
     if args.packing and args.packing_strategy == "wrapped" and not args.is_sft:
         yield "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
+
+
+def _of_the_buffer(args) -> Iterator[str]:
+    """What `failure_buffer` cannot do without, or stand."""
+    if not args.failure_buffer:
+        return
+    if not (args.uses_reward and args.uses_demonstrations):
+        yield (
+            f"failure_buffer: {args.failure_buffer} with reward_energy_weight {args.reward_energy_weight} and "
+            f"demonstration_energy_weight {args.demonstration_energy_weight}; it trains on demonstrations of prompts "
+            "whose rollouts failed; write both positive, or failure_buffer: 0"
+        )
+    if args.fp16:
+        yield (
+            "failure_buffer: with fp16; gradients are scaled for the run's own optimizer alone; write bf16: true "
+            "instead, or failure_buffer: 0"
+        )
+    if args.gate is not None:
+        yield (
+            "failure_buffer: with a gate; each says by a group's rewards when its demonstration is read; remove one of "
+            "them"
+        )
+    if args.forward_sampler == "bank":
+        yield (
+            "failure_buffer: with forward_sampler bank; who fails there is the reference or an older policy; write "
+            "forward_sampler: policy"
+        )

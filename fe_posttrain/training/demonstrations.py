@@ -40,6 +40,11 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
             "what its rollouts achieved; write demonstrations_paired: true, or give train_dataset a column "
             "`demonstration`"
         )
+    if demo_dataset is not None and args.failure_buffer:
+        raise ValueError(
+            "failure_buffer: positive with a demo_dataset; it holds the demonstrations of prompts that failed, and a "
+            "stream has none of theirs; give train_dataset a column `demonstration`, or write failure_buffer: 0"
+        )
     if not args.is_sft:
         if args.uses_demonstrations and demo_dataset is None and not paired:
             raise ValueError(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fe_posttrain.theory.projections import forward_advantages
+from fe_posttrain.theory.projections import control_variate, forward_advantages, valid_rows
 from fe_posttrain.training.bank import Bank, bank_path, chosen, draw_bank
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.rollout_events import prompt_key
@@ -15,18 +15,21 @@ from fe_posttrain.training.terms import RecordsTerms
 class ProjectsForward(RecordsTerms):
     """The coefficients of grad log pi under `reward_projection: forward`, and rollouts taken from the bank.
 
-    Both fit pi to pi* = ref e^{w_r r/beta}/Z: the mean of -A log pi over draws of q has the gradient of KL(pi* || pi).
+    Both fit pi to pi* = ref e^{w_r r/beta}/Z on draws of q. With A = w/Z - pi/q, w = e^{w_r r/beta} ref/q, the mean of
+    -A grad log pi is the gradient of KL(pi* || pi), and A is zero for every completion at pi*: how often q drew one
+    does not matter there. At beta = 0 selected rows count alike, and nothing is taken off: that is SFT on them.
     """
 
-    def _set_up_projection(self) -> None:
+    def _set_up_projection(self, draws: bool) -> None:
+        """`draws`: whether rollouts are drawn by our own sampler."""
         args = self.args
         self._bank: Bank | None = None
         self._bank_weights: Tensor | None = None
         self._from_bank: Tensor | None = None  # prompt and draw of the rows at hand
-        if args.forward_sampler == "bank" and not self._can_sample():
+        if args.forward_sampler == "bank" and not draws:
             raise ValueError(
-                "forward_sampler: bank with vLLM, tools, generation_kwargs, FSDP or DeepSpeed; the bank is drawn by "
-                "the trainer's own sampler; leave those out, or write forward_sampler: policy"
+                "forward_sampler: bank with vLLM, tools, a rollout_func, generation_kwargs, FSDP or DeepSpeed; the "
+                "bank is drawn by the trainer's own sampler; leave those out, or write forward_sampler: policy"
             )
 
     @property
@@ -83,71 +86,69 @@ class ProjectsForward(RecordsTerms):
     def _shape_from_bank(self, batch: dict) -> None:
         """Put the bank's weights of the rows into the batch, and what the terms of F are measured with."""
         prompt, draw = self._from_bank.T
-        device = batch["completion_ids"].device
-        batch["advantages"] = self._bank_weights[prompt, draw].float().to(device)
-        batch["bank_log_sampler"] = self._bank.log_sampler[prompt, draw].float().to(device)
-        batch["bank_log_reference"] = self._bank.log_reference[prompt, draw].float().to(device)
-        rewards = self._gathered_rewards * self.reward_weights.to(device)
-        first = self.accelerator.process_index * len(prompt)
-        batch["bank_rewards"] = rewards.nansum(1)[first : first + len(prompt)]
+        device, batch["advantages"] = batch["completion_ids"].device, self._bank_weights[prompt, draw].float()
+        rows = len(prompt)
+        first = self.accelerator.process_index * rows
+        rewards = (self._gathered_rewards * self.reward_weights.to(device)).nansum(1)
+        batch |= {
+            "advantages": batch["advantages"].to(device),
+            "forward_weights": batch["advantages"].to(device),
+            "forward_valid": self._gathered_rewards.isfinite().any(1)[first : first + rows],
+            "forward_reward": self._weights.reward * rewards[first : first + rows],
+            "log_sampler": self._bank.log_sampler[prompt, draw].float().to(device),
+            "bank_log_reference": self._bank.log_reference[prompt, draw].float().to(device),
+        }
         batch.pop("old_per_token_logps", None)
 
     def _forward_shape(self, batch: dict, rewards: Tensor, log_ratio: Tensor, local: slice) -> Tensor:
-        """Advantages (N,) of rollouts of all processes: G w_i / sum_j w_j - 1 on the policy's own draws.
-
-        On draws of an older policy q, 1 becomes pi/q when they are used: the mean of (pi/q) grad log pi is zero there,
-        and the sum is zero for every completion at pi*. At beta = 0 selected rows have G/s and nothing is taken off:
-        that is SFT on them.
-        """
-        args, beta = self.args, self._beta_in_force
-        log_policy_ratio = self.accelerator.gather(log_ratio.sum(1))  # log q - log ref: q is the policy that drew
+        """Coefficients (N,) of rollouts of all processes, G w_i / sum_j w_j - 1 on the policy's own draws."""
+        beta = self._beta_in_force
+        log_reference_ratio = -self.accelerator.gather(log_ratio.sum(1))  # log ref - log q: q is the policy that drew
         weights = forward_advantages(
             rewards,
-            -log_policy_ratio,
+            log_reference_ratio,
             group_size=self.num_generations,
             reward_energy_weight=self._weights.reward,
             beta=beta,
-            threshold=args.success_threshold,
-        ).to(rewards.dtype)
-        valid = rewards.isfinite() & log_policy_ratio.isfinite()
-        if "old_per_token_logps" in batch:
+            threshold=self.args.success_threshold,
+        )
+        valid = valid_rows(rewards, log_reference_ratio, beta=beta)
+        if "old_per_token_logps" in batch:  # used when the policy has moved on: pi/q comes with the forward
             log_sampler = (batch.pop("old_per_token_logps") * self._loss_mask(batch)).sum(1)
             batch |= {"forward_weights": weights[local], "forward_valid": valid[local], "log_sampler": log_sampler}
             batch["forward_reward"] = self._weights.reward * rewards[local]
             batch["reference_log_probs"] = batch.get("_reference_log_probs", torch.zeros_like(log_ratio))
-        return torch.where(valid, weights - 1, 0.0) if beta > 0 else weights
+        return control_variate(weights, None, valid=valid) if beta > 0 else weights
 
-    def _forward_refresher(self, inputs: dict):
-        """On rollouts of an older policy: take pi/q off their weights, pi as it is now."""
+    def _forward_watcher(self, inputs: dict):
+        """Before the loss uses draws of another law than the policy of now: take pi/q off their weights, and record the
+        terms of F. Those of the bank are weighted by pi/q: unbiased, whatever the policy has become."""
 
-        def refresh(log_policy: Tensor) -> None:
+        def watch(log_policy: Tensor) -> None:
             mask = self._loss_mask(inputs)
-            if self._generated_at != self.state.global_step:
-                log_ratio = (log_policy - inputs["reference_log_probs"]).masked_fill(~mask, 0.0)
-                self._record_reused(inputs["forward_reward"], log_ratio, mask)
+            log_policy = log_policy.masked_fill(~mask, 0.0)
+            log_ratio = log_policy.sum(1) - inputs["log_sampler"]
+            if "bank_log_reference" in inputs:
+                self._record_bank(inputs, log_policy.sum(1), log_ratio.exp())
+            elif self._generated_at != self.state.global_step:
+                since = (log_policy - inputs["reference_log_probs"]).masked_fill(~mask, 0.0)
+                self._record_reused(inputs["forward_reward"], since, mask)
             if self._beta_in_force > 0:
-                ratio = (log_policy.masked_fill(~mask, 0.0).sum(1) - inputs["log_sampler"]).exp()
-                inputs["advantages"] = torch.where(inputs["forward_valid"], inputs["forward_weights"] - ratio, 0.0)
+                weights, valid = inputs["forward_weights"], inputs["forward_valid"]
+                inputs["advantages"] = control_variate(weights, log_ratio, valid=valid)
 
-        return refresh
+        return watch
 
-    def _bank_recorder(self, inputs: dict):
-        """Terms of F on draws of q, each weighted by pi/q: unbiased, whatever the policy has become."""
-
-        def record(log_policy: Tensor) -> None:
-            log_policy = log_policy.masked_fill(~self._loss_mask(inputs), 0.0).sum(1)
-            ratio = (log_policy - inputs["bank_log_sampler"]).exp()
-            nats = log_policy - inputs["bank_log_reference"]
-            rows = torch.stack([ratio * inputs["bank_rewards"], ratio * nats, ratio], dim=1)
-            rows = self.accelerator.gather(rows)
-            require_finite("reward and KL", rows)
-            means, metrics = rows.mean(0).tolist(), self._metrics["train"]
-            metrics["free_energy/reward"].append(-self._weights.reward * means[0])
-            if self.args.uses_reference:
-                metrics["free_energy/kl"].append(means[1])
-                metrics["free_energy/beta"].append(self._beta_in_force)
-
-        return record
+    def _record_bank(self, inputs: dict, log_policy: Tensor, ratio: Tensor) -> None:
+        nats = log_policy - inputs["bank_log_reference"]
+        rows = self.accelerator.gather(torch.stack([ratio * inputs["forward_reward"], ratio * nats], dim=1))
+        require_finite("reward and KL", rows)
+        reward, kl = rows.mean(0).tolist()
+        metrics = self._metrics["train"]
+        metrics["free_energy/reward"].append(-reward)
+        if self.args.uses_reference:
+            metrics["free_energy/kl"].append(kl)
+            metrics["free_energy/beta"].append(self._beta_in_force)
 
     def _log_reference_of(self, prompt_ids: list[list[int]], completion_ids: list[list[int]]) -> Tensor:
         """ln ref of each completion, (rows,), float64 nats, at the sampling temperature."""

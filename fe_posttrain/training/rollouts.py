@@ -18,6 +18,8 @@ from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
 from fe_posttrain.training import reference
 from fe_posttrain.training.account import Account
+from fe_posttrain.training.demonstrations import PAIRED_ROW
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.gates import Weights, gate_factors
 from fe_posttrain.training.projections import ProjectsForward
@@ -52,14 +54,16 @@ class ShapesRollouts(ProjectsForward):
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
-        self._completion_tokens = 0  # of this process, in the rollouts at hand
+        self._completion_ids: list = []
+        self._failure_buffer: FailureBuffer | None = None
         self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
-        if self._can_sample():
+        draws = self._can_sample()
+        if draws:
             self.rollout_func = type(self)._rollout
-        self._set_up_projection()
+        self._set_up_projection(draws)
 
     @property
     def _weights_now(self) -> Weights:
@@ -111,8 +115,7 @@ class ShapesRollouts(ProjectsForward):
             if self._uses_bank
             else self._judge(inputs, prompts, completions, completion_ids_list)
         )
-        self._gathered_rewards, self._completions = judged, completions
-        self._completion_tokens = sum(map(len, completion_ids_list))
+        self._gathered_rewards, self._completions, self._completion_ids = judged, completions, completion_ids_list
         return judged
 
     def _judge(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
@@ -163,17 +166,20 @@ class ShapesRollouts(ProjectsForward):
         if not self._exact:
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
+        rows = [row.pop(PAIRED_ROW, None) for row in inputs]
         batch = super()._generate_and_score_completions(inputs)
         if mode == "train":
             self._compare_once(batch)
             if not self._uses_bank:
                 of_tools = (batch["completion_mask"] - batch["tool_mask"]).sum() if "tool_mask" in batch else 0
                 self._account.add(
-                    generated_tokens=self._completion_tokens - of_tools,
+                    generated_tokens=sum(map(len, self._completion_ids)) - of_tools,
                     verifier_calls=len(inputs) if self._own_reward else 0,
                 )
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
+        if mode == "train" and self._failure_buffer is not None:
+            self._failure_buffer.see(rows, rewards, inputs, self._completions, self._completion_ids)
         if self._uses_bank:  # the terms of F come with the forward of the loss
             self._shape_from_bank(batch)
             return self._by_group(batch)
@@ -359,9 +365,7 @@ class ShapesRollouts(ProjectsForward):
         """What reads the policy's log-probs before TRL uses the batch: to record terms of F, or to shape with them."""
         if not self._exact:
             return self._recorder(inputs)
-        if "bank_rewards" in inputs:
-            return self._bank_recorder(inputs)
-        return self._forward_refresher(inputs) if "forward_weights" in inputs else self._refresher(inputs)
+        return self._forward_watcher(inputs) if "forward_weights" in inputs else self._refresher(inputs)
 
     def _refresher(self, inputs: dict):
         """Recompute the shaped reward with the policy of now, for rollouts that an older policy made."""

@@ -18,6 +18,7 @@ from fe_posttrain.training import demonstrations, reference, tokenizer
 from fe_posttrain.training.announcements import what_changes_the_optimum
 from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstration_terms import TokenEnergies, of_log_probs, of_logits
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
 from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
@@ -115,7 +116,12 @@ class FreeEnergyTrainer(Resumes):
         elif demo_dataset is not None:
             self._demonstrations = demonstrations.DemonstrationStream(demo_dataset, self._tokenizer, args)
         elif args.uses_demonstrations:
-            self._demonstrations = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
+            paired = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
+            if args.failure_buffer:
+                self._failure_buffer = FailureBuffer(self, paired)
+                self.callback_handler.callbacks.insert(0, self._failure_buffer)  # others measure what it leaves
+            else:
+                self._demonstrations = paired
             self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
         for callback in self.callback_handler.callbacks:
             self._bind(callback)

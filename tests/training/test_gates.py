@@ -258,7 +258,7 @@ def test_steps_without_rollouts_forget_the_gate_of_earlier_ones(tmp_path):
     assert record.logs[0]["free_energy/demonstration"] == 0.0 < record.logs[1]["free_energy/demonstration"]
 
 
-@pytest.mark.parametrize("gate", [None, "unsolved"])
+@pytest.mark.parametrize("gate", [None, "threshold"])
 def test_no_gap_is_shown_under_a_gate(tmp_path, gate):
     known = rows().add_column("reference_p", [0.1] * 40)
     settings = {"gate": gate, "max_steps": 1, "demonstration_energy_weight": 0.0}

@@ -148,6 +148,13 @@ def test_the_objective_and_its_settings(run):
     assert "* temperature: 0.7: another policy." in biased
 
 
+def test_a_failure_buffer_is_named_with_its_settings(run):
+    change(run, demonstration_energy_weight=1.0, failure_buffer=128, failure_buffer_learning_rate=2e-6)
+    text = card(run)
+    assert "on one free energy: reward, and demonstrations of prompts whose rollouts failed." in text
+    assert line(text, "`failure_buffer`") == ["128"] and line(text, "`failure_buffer_learning_rate`") == ["2e-06"]
+
+
 def test_terms_of_f_are_means_of_the_first_and_last_tenth(run):
     """Of 20 rows: 1 and 2, 19 and 20."""
     text = card(run)

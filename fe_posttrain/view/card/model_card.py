@@ -109,6 +109,8 @@ def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """In words, and as a tag."""
     rewarded = weights.is_used(recipe, "reward_energy_weight")
     demonstrated = weights.is_used(recipe, "demonstration_energy_weight")
+    if recipe.get("failure_buffer"):
+        return "reward, and demonstrations of prompts whose rollouts failed", "reinforcement-learning"
     if rewarded and demonstrated:
         return "reward and demonstrations in one step", "reinforcement-learning"
     if demonstrated and not weights.rolls_out(recipe):
@@ -228,6 +230,8 @@ def _training(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         keys += ["num_generations", "max_completion_length", "temperature"]
     if weights.is_used(recipe, "demonstration_energy_weight"):
         keys += ["per_device_demonstration_batch_size", "max_length", "packing"]
+    if recipe.get("failure_buffer"):
+        keys += ["success_threshold", "failure_buffer", "failure_buffer_batch_size", "failure_buffer_learning_rate"]
     if recipe.get("use_peft"):
         keys += ["lora_r", "lora_alpha", "lora_target_modules", "merge_adapter"]
     return [(_code(key), _plain(recipe[key])) for key in [*keys, "dtype", "seed"] if recipe.get(key) is not None]
