@@ -215,6 +215,26 @@ def test_with_lora_the_target_is_a_tilt_of_the_reference(tmp_path, run, kind):
     assert_close(record.gradients[0], wanted)
 
 
+@pytest.mark.parametrize("name", ["reverse", "shrinking"])
+def test_beside_a_penalty_the_energy_of_a_token_stays_its_own(tmp_path, monkeypatch, name):
+    """`kl_sampler: demonstrations`: beta/2 l^2 of each whole demonstration comes on top, off the reference too."""
+    monkeypatch.setenv("FE_POSTTRAIN_CACHE", str(tmp_path / "cache"))
+    rows, beta = small.demonstrations(ROWS), 0.3
+    settings = {**SGD, **KEYS[name], "beta": beta, "kl_sampler": "demonstrations"}
+    record, _ = pure(tmp_path, settings=settings)
+    policy, reference = small.model(), small.model()
+    for i in range(2):
+        nats_of = [
+            [line.sum() for line in log_probs_with_grad(model, *zip(*encoded(rows), strict=True))]
+            for model in (policy, reference)
+        ]
+        penalty = sum((a - b.detach()) ** 2 for a, b in zip(*nats_of, strict=True)) * beta / 2
+        loss = sum(energies(policy, reference, rows, KEYS[name])) + penalty
+        wanted = gradients_of(loss / sum(len(y) for _, y in encoded(rows)), policy)
+        assert_close(record.gradients[i], wanted)
+        descend(policy, wanted)
+
+
 @pytest.mark.parametrize("key", [KEYS["gift"], KEYS["reverse"]], ids=["soft", "reverse"])
 def test_evaluation_reports_nats_of_the_demonstrations(tmp_path, key):
     rows = small.demonstrations(ROWS)
