@@ -42,15 +42,14 @@ def pretrain(seed: int, settings: PretrainSettings) -> torch.nn.Module:
 
 def draw(rng: np.random.Generator, count: int) -> list[tuple[str, str]]:
     """`count` prompts of the train split, each with a completion drawn from the law."""
-    pool, names, shares = digits.lists(digits.COPY, "train"), list(formats.SHARES), list(formats.SHARES.values())
+    pool = digits.lists(digits.COPY, "train")
     asked = [(family, letter) for family in formats.FAMILIES.values() for letter in family.operations]
+    written = rng.choice(list(formats.SHARES), size=count, p=list(formats.SHARES.values()))
     pairs = []
-    for i, name, luck in zip(
-        rng.integers(len(pool), size=count), rng.choice(names, count, p=shares), rng.random(count), strict=True
-    ):
-        family, letter = asked[rng.integers(len(asked))]
-        result = digits.apply(letter, pool[i]) if luck < family.accuracy[name] else pool[i]
-        pairs.append((letter + pool[i], formats.FORMATS[name](letter, result)))
+    for name in written:
+        (family, letter), x = asked[rng.integers(len(asked))], pool[rng.integers(len(pool))]
+        answer = digits.apply(letter, x) if rng.random() < family.accuracy[name] else x
+        pairs.append((letter + x, formats.FORMATS[name](letter + x, answer)))
     return pairs
 
 
