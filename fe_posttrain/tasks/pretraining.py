@@ -101,18 +101,21 @@ def _build(folder: Path, recipe: dict, kind: str, train: Callable[[], torch.nn.M
 
 
 def main() -> None:
-    """Build the reference of one seed; print its folder and a table of exact success probabilities."""
+    """Build the base of one seed; print its folder and a table of exact success probabilities."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fe_posttrain.tasks.bases import BASES
     from fe_posttrain.tasks.exact import exact_probabilities
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    folder = reference_model(seed=parser.parse_args().seed)
+    parser.add_argument("--base", choices=BASES, default="testbed")
+    words = parser.parse_args()
+    folder = BASES[words.base](seed=words.seed)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     print(folder)
     print(f"{'family':10} {'letters':8} {'mean p':>9} {'log10 p: mean':>14} {'min':>7} {'max':>7}")
-    for family in digits.FAMILIES.values():
+    for family in (digits.FAMILIES[name] for name in digits.measured((), words.base)):
         asked = digits.prompts(family.name, 128 * len(family.operations), seed=0, split="probe")
         p = exact_probabilities(model, tokenizer, asked)
         for i, letters in enumerate(family.operations):
