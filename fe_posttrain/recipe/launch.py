@@ -24,7 +24,7 @@ from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
 from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.recipe.watching import Watchers, watch
-from fe_posttrain.tasks import chain_sum, depths, digits, gsm8k
+from fe_posttrain.tasks import chain_sum, depths, digits, formats, gsm8k
 from fe_posttrain.tasks.bases import BASES
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
@@ -34,7 +34,7 @@ from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view.terminal import ending
 
-TASKS = (digits, depths, chain_sum, gsm8k)  # whose versions a run folder records
+TASKS = (digits, depths, formats, chain_sum, gsm8k)  # whose versions a run folder records
 
 
 @dataclass(frozen=True)

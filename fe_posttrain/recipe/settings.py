@@ -21,8 +21,8 @@ class RunSettings(SupportSettings):
     """
 
     dataset_name: str | None = _key(
-        "Rollout prompts: a .jsonl, .json or .parquet file, a Hub name, or a task (gsm8k). Column `prompt`, plain or "
-        "conversational; `demonstration` beside it pairs one with each; other columns go to the rewards.",
+        "Rollout prompts: a .jsonl, .json or .parquet file, a Hub name, or a task (gsm8k, formats). Column `prompt`, "
+        "plain or conversational; `demonstration` beside it pairs one with each; other columns go to the rewards.",
         default=None,
     )
     dataset_config: str | None = _key("Configuration of a Hub dataset.", default=None)

@@ -100,12 +100,14 @@ def _say(console: Console) -> Callable[[str], None]:
     return partial(console.print, highlight=False, soft_wrap=True)
 
 
-def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, base: str) -> ExactCallback:
+def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, base: str) -> ExactCallback | None:
     """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
     optimum is not Gibbs, and no gap is shown. Of depths p alone: what a base writes that is lost in three operations
-    has too many branches for an exact KL."""
+    has too many branches for an exact KL. None for the base of formats, which has no such families."""
     args = trainer.args
     families = digits.measured({**settings.prompts, **settings.demonstrations}, base)
+    if not families:
+        return None
     branches = any(digits.FAMILIES[name].base == "testbed_depths" for name in families)
     shows_gap = args.generates and not args.demonstration_energy_weight
     return ExactCallback(

@@ -113,8 +113,8 @@ def load(split: str) -> "Dataset":
     """
     from datasets import Dataset  # slow to import, and most callers want only the rules
 
-    part, _, chosen = split.partition("_")
-    if part not in ROWS or (chosen and chosen not in FAMILIES):
+    part, mark, chosen = split.partition("_")
+    if part not in ROWS or (mark and chosen not in FAMILIES):
         raise ValueError(
             f"formats: no split {split}; it has train and test, each also for one family of "
             f"{', '.join(FAMILIES)}; write train, or train_{next(iter(FAMILIES))}"

@@ -17,6 +17,7 @@ from typing import Any
 REWARDS = {
     "chain_sum": "fe_posttrain.tasks.chain_sum:correct",
     "digits": "fe_posttrain.tasks.digits:correct",
+    "formats": "fe_posttrain.tasks.formats:correct",
     "gsm8k": "fe_posttrain.tasks.gsm8k:correct",
 }
 _NEEDS = {"chain_sum": ("reasoning_gym", "tasks"), "gsm8k": ("math_verify", "math")}  # name: package, our extra

@@ -20,6 +20,7 @@ from fe_posttrain.view.text import ceiling, floor, nearest, one_line
 TESTBEDS = {
     "testbed": "the embedded testbed's reference model",
     "testbed_depths": "the embedded testbed's base of depths",
+    "testbed_formats": "the embedded testbed's base of formats",
 }
 _TASKS = {"gsm8k": "openai/gsm8k"}  # tasks of recipes whose rows are published
 _CITATION = """```bibtex
