@@ -14,7 +14,7 @@ from collections import Counter
 
 COLLAPSED, FROM, NEAR = 0.9, 0.6, 0.06
 BETAS = (0.0, 0.3)
-EVERY, PROBES = 10, 64
+EVERY, PROBES = 30, 64
 SETTINGS = {
     "use_cpu": True,
     "bf16": False,
@@ -56,13 +56,14 @@ def echo_chamber(repeats: int = 3) -> dict:
         for beta in BETAS:
             for seed in range(1, repeats + 1):
                 history = _train(folder, tokenizer, family, beta, seed)
-                runs.append({"family": family, "beta": beta, "seed": seed, **_outcome(history), "history": history})
-                print({key: value for key, value in runs[-1].items() if key != "history"}, flush=True)
+                runs.append({"family": family, "beta": beta, "seed": seed} | _told(history))
+                print({key: runs[-1][key] for key in ("family", "beta", "seed", "winner", "to")}, flush=True)
+    names = list(formats.FORMATS)
     return {
         "what": "RL from a base of three formats, all accepted by the verifier; exact values, in order of `formats`",
-        "formats": list(formats.FORMATS),
+        "formats": names,
         "families": families,
-        "collapse": _collapse(families, [run for run in runs if not run["beta"]]),
+        "collapse": _collapse(families, names, [run for run in runs if not run["beta"]]),
         "optimum": _optimum(families, [run for run in runs if run["beta"]]),
         "runs": runs,
     }
@@ -112,31 +113,39 @@ def _shown(found) -> dict:
     }
 
 
-def _outcome(history: list[dict]) -> dict:
-    """The format with the greatest share at the end, that share, its share at the start, and the other ends."""
-    first, last = history[0], history[-1]
-    column = _leader(last)
-    ends = {"winner": column, "winner_from": first["shares"][column], "winner_to": last["shares"][column]}
-    return ends | {key: [first[key], last[key]] for key in ("accuracy", "p", "entropy")}
+def _told(history: list[dict]) -> dict:
+    """A run for JSON: the format with the greatest share at the end, that share then and at the start, accuracy at the
+    end, and over the steps the shares, p and entropy."""
+    from fe_posttrain.tasks.formats import FORMATS
+
+    column = _leader(history[-1])
+    return {
+        "winner": list(FORMATS)[column],
+        "from": history[0]["shares"][column],
+        "to": history[-1]["shares"][column],
+        "accuracy": history[-1]["accuracy"],
+        "shares": {name: [at["shares"][i] for at in history] for i, name in enumerate(FORMATS)},
+        **{key: [at[key] for at in history] for key in ("step", "p", "entropy")},
+    }
 
 
 def _leader(shown: dict, key: str = "shares") -> int:
     return max(range(len(shown[key])), key=shown[key].__getitem__)
 
 
-def _collapse(families: dict, runs: list[dict]) -> dict:
+def _collapse(families: dict, names: list[str], runs: list[dict]) -> dict:
     """How many runs of each family ended with one format, which one, and whether the claim holds."""
     found = {}
-    for name, about in families.items():
-        own = [run for run in runs if run["family"] == name]
-        found[name] = {
+    for family, about in families.items():
+        own = [run for run in runs if run["family"] == family]
+        found[family] = {
             "runs": len(own),
-            "collapsed": sum(run["winner_from"] < FROM and run["winner_to"] > COLLAPSED for run in own),
+            "collapsed": sum(run["from"] < FROM and run["to"] > COLLAPSED for run in own),
             "winners": dict(Counter(run["winner"] for run in own)),
-            "most_accurate_in_base": _leader(about["base"], "accuracy"),
-            "least_share_of_winner": min(run["winner_to"] for run in own),
+            "most_accurate_in_base": names[_leader(about["base"], "accuracy")],
+            "least_share_of_winner": min(run["to"] for run in own),
         }
-    claimed = [each for name, each in found.items() if name != "alike"]
+    claimed = [each for family, each in found.items() if family != "alike"]
     holds = all(
         each["collapsed"] == each["winners"].get(each["most_accurate_in_base"], 0) == each["runs"] for each in claimed
     )
@@ -148,7 +157,7 @@ def _optimum(families: dict, runs: list[dict]) -> dict:
     rows = []
     for run in runs:
         predicted = families[run["family"]]["optimum"][f"beta {run['beta']:g}"]
-        measured = run["history"][-1]
+        measured = {"shares": [over_steps[-1] for over_steps in run["shares"].values()]}
         pairs = zip(predicted["shares"], measured["shares"], strict=True)
         rows.append(
             {key: run[key] for key in ("family", "beta", "seed")}
