@@ -109,14 +109,12 @@ def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, base: str
     if not families:
         return None
     branches = any(digits.FAMILIES[name].base == "testbed_depths" for name in families)
-    shows_gap = args.generates and not args.demonstration_energy_weight
     return ExactCallback(
         trainer.processing_class,
         {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in families},
         None if branches else str(BASES[base]()),
         every=settings.probe_steps,
-        reward_energy_weight=args.reward_energy_weight,
-        beta_at=(lambda step: args.beta_at(step, trainer.state.max_steps)) if shows_gap else None,
+        weights_at=(lambda step: args.weights_at(step, trainer.state.max_steps)) if args.has_gibbs_optimum else None,
     )
 
 
