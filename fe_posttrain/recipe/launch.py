@@ -23,10 +23,10 @@ from fe_posttrain.recipe.method import described
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
 from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
-from fe_posttrain.recipe.settings import TESTBED, RunSettings
+from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.recipe.watching import Watchers, watch
-from fe_posttrain.tasks import chain_sum, digits, gsm8k
-from fe_posttrain.tasks.pretraining import reference_model
+from fe_posttrain.tasks import chain_sum, depths, digits, formats, gsm8k
+from fe_posttrain.tasks.bases import BASES
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.optimizer import check_optimizer
@@ -35,7 +35,7 @@ from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view.terminal import ending
 
-TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
+TASKS = (digits, depths, formats, chain_sum, gsm8k)  # whose versions a run folder records
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         raise RecipeError("--resume: which run?; every run has a folder of its own; add --output_dir FOLDER")
     console = Console(quiet=args.process_index != 0)
     _quiet()
-    testbed = model_config.model_name_or_path == TESTBED
-    model_path = str(reference_model()) if testbed else os.path.expanduser(model_config.model_name_or_path)
+    name = model_config.model_name_or_path
+    base = name if name in BASES else None
+    model_path = str(BASES[base]()) if base else os.path.expanduser(name)
     with _as_recipe_error():
         check_optimizer(args)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -113,7 +114,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     ]:
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}
-    watchers = watch(trainer, settings, data, model_path if testbed else None, equation(args), console)
+    watchers = watch(trainer, settings, data, base, equation(args), console)
     seconds = _train(trainer, path, opened, recipe, watchers, console)
     with _as_not_saved(args.output_dir):
         main, exact = args.process_index == 0, watchers.exact

@@ -18,7 +18,11 @@ from fe_posttrain.view.card.tables import energy, exact, table, versions
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.text import ceiling, floor, nearest, one_line
 
-TESTBED = "testbed"
+TESTBEDS = {
+    "testbed": "the embedded testbed's reference model",
+    "testbed_depths": "the embedded testbed's base of depths",
+    "testbed_formats": "the embedded testbed's base of formats",
+}
 _TASKS = {"gsm8k": "openai/gsm8k"}  # tasks of recipes whose rows are published
 _CITATION = """```bibtex
 @misc{li2026elicitation,
@@ -102,7 +106,7 @@ def on_the_hub(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name != TESTBED and Path(name).suffix not in (".json", ".jsonl", ".parquet") and not Path(name).exists()
+    return name not in TESTBEDS and Path(name).suffix not in (".json", ".jsonl", ".parquet") and not Path(name).exists()
 
 
 def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
@@ -120,8 +124,7 @@ def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _what(run: RunData, subject: Subject, base: str) -> str:
-    known = {TESTBED: "the embedded testbed's reference model"}
-    origin = known.get(base) or (f"[{base}](https://huggingface.co/{base})" if on_the_hub(base) else _code(base))
+    origin = TESTBEDS.get(base) or (f"[{base}](https://huggingface.co/{base})" if on_the_hub(base) else _code(base))
     what = "An adapter of" if subject.adapter else "A language model trained from"
     where = f" This is a checkpoint, after step {subject.step} of {run.steps}." if subject.step is not None else ""
     return (
