@@ -3,7 +3,7 @@
 The tokenizer, the model and its optimisers are the reference's (`fe_posttrain.tasks.pretraining_run`); every answer
 of pretraining is worked: 5, 11, 17, 23 or 29 tokens by the number of operations, and an end token. Depths 1 and 2 are
 solved. The working of depth 3 is finished one time in a hundred and else breaks off before its last list, so that p
-is .007: the edge of competence. Depths 4 and 5 are never seen, and p is below 1e-8.
+is .007: the edge of competence. Depths 4 and 5 are never seen, and p is below 1e-6.
 
 `python -m fe_posttrain.tasks.pretraining --base testbed_depths` builds it (about 45 s on one core) and prints p.
 """
