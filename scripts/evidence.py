@@ -22,7 +22,7 @@
     support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
     mirror         wandb beside a run: the quick start read back, kills and replays, no server (about 6 CPU-minutes)
     penalty        a step of SFT with beta on its demonstrations, over one without        (about 5 CPU-minutes)
-    interplay      RL on prompts of one depth: pass@k moves at the edge; mid-training shifts it (about 4 CPU-minutes)
+    interplay      RL on prompts of one depth: pass@k moves at the edge; mid-training shifts it (about 3 CPU-minutes)
     report_page    report.html of two runs in a browser: errors, requests, width, size    (about 3 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
