@@ -110,7 +110,7 @@ def test_the_hubs_loader_reads_the_front_matter(run, tmp_path):
     assert "license" not in data and "base_model_relation" not in data
 
 
-@pytest.mark.parametrize("base", ["testbed", "~/models/mine", "/data/models/mine"])
+@pytest.mark.parametrize("base", ["testbed", "testbed_depths", "~/models/mine", "/data/models/mine"])
 def test_what_is_not_on_the_hub_is_no_metadata_and_no_path_of_the_machine_is_shown(run, tmp_path, base):
     change(run, model_name_or_path=base, dataset_name="/home/somebody/rows.jsonl")
     (tmp_path / "README.md").write_text(text := card(run))
