@@ -100,10 +100,10 @@ def _say(console: Console) -> Callable[[str], None]:
 
 
 def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, reference_folder: str) -> ExactCallback:
-    """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
-    optimum is not Gibbs, and no gap is shown."""
+    """Exact p of every family: what a run does to prompts that it never saw matters too. KL is to the testbed's
+    model; no gap is shown with demonstrations, whose optimum is not Gibbs, or relative to another reference."""
     args = trainer.args
-    shows_gap = args.generates and not args.demonstration_energy_weight
+    shows_gap = args.generates and args.reference_is_base and not args.demonstration_energy_weight
     return ExactCallback(
         trainer.processing_class,
         {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES},

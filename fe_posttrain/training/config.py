@@ -10,6 +10,7 @@ from trl import get_peft_config as trl_peft_config
 
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
 from fe_posttrain.training.limits import out_of_limits
+from fe_posttrain.training.reference_keys import reset_problems, reset_steps, teacher_problems
 
 __all__ = [  # TRL's three: for recipes
     "FreeEnergyConfig",
@@ -53,6 +54,12 @@ class FreeEnergyConfig(GRPOConfig):
             made, and beta KL is replaced by beta/2 E_demonstrations[l^2], l = log pi(y|x) - log reference(y|x). Its
             optimum is l = w_d/beta on every demonstration, where normalisation leaves room; mass elsewhere is not
             held. Needs w_r = 0, w_d > 0 and beta > 0.
+        reference_resets: optimizer steps, counted from 0 (below 1: shares of the run), at whose beginning the policy
+            as it stands becomes the reference and the optimizer starts fresh; the learning-rate schedule goes on.
+            Inside a generation block a reset waits for its end. With beta = 0 the optimizer alone is reset.
+        reference_model_name_or_path: folder or Hub name of another model that is the reference, a teacher; default:
+            the policy as it is passed. With w_r = w_d = 0 the run is on-policy distillation. It needs the policy's
+            tokenizer.
         reference_cache_mib: MiB on disk for the reference's log-probs of demonstrations, shared by all runs (folder
             `log_probs` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain); 0: score them at every step.
         estimator: `sequence` (shaped reward of the whole completion; exact gradient of F), `sequence_to_go`
@@ -87,6 +94,11 @@ class FreeEnergyConfig(GRPOConfig):
     quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
     kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
+    reference_resets: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Steps (below 1: shares of the run) at which the policy becomes the reference."},
+    )
+    reference_model_name_or_path: str | None = _key(None, "Another model as the reference (a teacher): folder or name.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
@@ -131,6 +143,15 @@ class FreeEnergyConfig(GRPOConfig):
     def uses_reference(self) -> bool:
         """Whether beta is positive at any step."""
         return self.beta > 0 or bool(self.beta_final)
+
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether the reference is, throughout, the policy that the run starts from."""
+        return not (self.reference_resets or self.reference_model_name_or_path or self.sync_ref_model)
+
+    def reset_steps(self, total_steps: int) -> list[int]:
+        """The steps of `reference_resets` in a run of `total_steps`."""
+        return reset_steps(self.reference_resets, total_steps)
 
     def faults_to_look_for(self, rows: int) -> int:
         """Faulty rewards among `rows` of one process from which the run stops, whatever the others hold."""
@@ -197,6 +218,7 @@ class FreeEnergyConfig(GRPOConfig):
             )
         if self.kl_sampler == "demonstrations":
             found += self._problems_on_demonstrations()
+        found += reset_problems(self) + teacher_problems(self)
         if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
             found.append(
                 "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
@@ -235,6 +257,10 @@ def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
 
 
 _MOVING_REFERENCE = "sync_ref_model: the reference moves, so F is measured against a target that moves too."
+_RESET_REFERENCE = (
+    "reference_resets: at each of these steps the policy becomes the reference; from then on F, its KL and its optimum "
+    "are relative to the policy of that step, and the run ends at the optimum of the last one."
+)
 _PENALISES_DEMONSTRATIONS = (
     "kl_sampler: demonstrations penalises the squared log-ratio of demonstrations, not KL(pi || reference): it ends at "
     "log pi - log reference = demonstration_energy_weight / beta on each of them, where normalisation leaves room, and "
@@ -296,6 +322,10 @@ _CHANGES_OPTIMUM = (
         lambda a: a.sync_ref_model,
         _MOVING_REFERENCE,
     ),
+    (
+        lambda a: bool(a.reference_resets) and a.uses_reference,
+        _RESET_REFERENCE,
+    ),
 )
 
 
@@ -303,5 +333,6 @@ def what_changes_the_optimum(args: FreeEnergyConfig) -> list[str]:
     """One sentence for each setting of `args` that moves the run's fixed point away from the optimum of F."""
     if args.is_sft:
         moving = [_MOVING_REFERENCE] if args.sync_ref_model else []
+        moving += [_RESET_REFERENCE] if args.reference_resets else []
         return [_PENALISES_DEMONSTRATIONS, *moving] if args.uses_reference else []
     return [text.format(**vars(args)) for applies, text in _CHANGES_OPTIMUM if applies(args)]

@@ -255,7 +255,7 @@ class ShapesRollouts(ScoresRollouts):
         """Once, on the first rollouts: the policy is at its reference, and the sampler's log-probs are the policy's."""
         scored = self._score(self.model, batch)
         low_precision = reference.low_precision(self)
-        if self.state.global_step == 0:
+        if self.state.global_step == self._resets.taken_at:
             reference.check_starts_at_reference(scored - log_reference, mask, low_precision)
         if self._trusts_sampler and "sampling_per_token_logps" in batch:
             apart = reference.mean_difference(batch["sampling_per_token_logps"] - scored, mask)
@@ -344,7 +344,9 @@ class ShapesRollouts(ScoresRollouts):
     def _record_gap(self, known_p: Tensor, mode: str) -> None:
         """F* and F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
         args, beta = self.args, self._beta_in_force
-        if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0 or args.sync_ref_model:
+        if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0:
+            return
+        if not args.reference_is_base:  # p_ref is that of the base
             return
         optimum = -beta * bernoulli_log_partition(
             self.accelerator.gather(known_p.double()),
