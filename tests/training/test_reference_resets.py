@@ -238,4 +238,3 @@ def test_weights_trained_outside_of_the_adapter_are_refused(tmp_path):
     model.base_model.model.model.norm.weight.requires_grad_(True)
     with pytest.raises(ValueError, match=r"reference_resets: .*norm.weight is trained and no adapter"):
         train(tmp_path, model=model, reference_resets=[2])
-
