@@ -56,16 +56,10 @@ def other_model(folder) -> str:
 def test_the_ledger_weighs_rollouts_by_the_start(tmp_path, kind, settings):
     if "teacher" in settings:
         settings = {"reference_model_name_or_path": other_model(tmp_path / "teacher")}
-    alone = short_runs.trainer(tmp_path / "alone", kind, **settings)
-    alone.train()
     plain = short_runs.support(tmp_path / "cache")
     short_runs.trainer(tmp_path / "plain", kind, plain, max_steps=1).train()
-    support, recorder, rows = (
-        short_runs.support(tmp_path / "cache", support_steps=4),
-        UnderTheStart(),
-        short_runs.Rows(),
-    )
-    made = short_runs.trainer(tmp_path / "run", kind, support, recorder, rows, learning_rate=3e-3, **settings)
+    support, recorder = short_runs.support(tmp_path / "cache", support_steps=4), UnderTheStart()
+    made = short_runs.trainer(tmp_path / "run", kind, support, recorder, learning_rate=3e-3, **settings)
     made.train()
     assert support.off is None and support.probes.key.reference == plain.probes.key.reference
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 1  # the bank of a run that keeps its reference
@@ -77,7 +71,7 @@ def test_the_ledger_weighs_rollouts_by_the_start(tmp_path, kind, settings):
         again.update(prompt, rollouts.rewards[:, 0], base - rollouts.log_sampler)
     assert (again.drawn == support.riding.ledger.drawn).all() and again.drawn.sum() == 8 * 16
     assert np.allclose(again.log_wealth, support.riding.ledger.log_wealth, atol=1e-4)
-    assert not any(key.startswith("support/gap") for row in rows.rows for key in row)
+    assert not any(key.startswith("support/gap") for row in recorder.rows for key in row)
     assert "objective" not in support.summary()
 
 
@@ -119,7 +113,7 @@ def test_an_adapter_that_is_passed_is_part_of_the_start(tmp_path, beta):
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(support)
-    prompts = short_runs.probe_rows()
+    prompts = short_runs.probe_rows(4, ("basin",))
     ids = trainer.processing_class([row["prompt"] for row in prompts], return_tensors="pt")["input_ids"]
     with torch.no_grad():
         before = trainer.model.eval()(ids).logits
