@@ -73,7 +73,7 @@ def test_an_override_heals_the_line_that_it_replaces(tmp_path):
         (["support_steps: 10"], "support_steps: written without support; it would do nothing; write support: true"),
         (
             ["reference_model_name_or_path: tesbed"],
-            "reference_model_name_or_path: tesbed; no model is called so; did you",
+            "tesbed; no model is called so; did you mean testbed",
         ),
         (["reference_model_name_or_path: ./nowhere"], "there is no such folder"),
         (["reference_model_name_or_path: testbed", "beta: 0"], "reference_model_name_or_path: testbed with beta 0"),

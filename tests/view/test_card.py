@@ -149,6 +149,15 @@ def test_the_objective_and_its_settings(run):
     assert "* temperature: 0.7: another policy." in biased
 
 
+def test_the_reference_is_named(run):
+    assert line(card(run), "reference")[0] == "the base model, frozen"
+    change(run, reference_model_name_or_path="/data/large", reference_resets=[], reward_energy_weight=0.0)
+    text = card(run)
+    assert line(text, "reference")[0] == "`large`, a model of its own, frozen" and "on-policy distillation" in text
+    change(run, reference_model_name_or_path=None, reference_resets=[200, 0.5])
+    assert line(card(run), "reference")[0].startswith("the base model; from each of the steps 200, 0.5 on")
+
+
 def test_terms_of_f_are_means_of_the_first_and_last_tenth(run):
     """Of 20 rows: 1 and 2, 19 and 20."""
     text = card(run)

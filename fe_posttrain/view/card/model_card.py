@@ -117,6 +117,8 @@ def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
     if demonstrated and not _rolls_out(recipe):
         held = recipe["beta"] or recipe["beta_final"]
         return "supervised fine-tuning" + (" under a penalty on log-ratios" if held else ""), "sft"
+    if not (rewarded or demonstrated):
+        return "on-policy distillation, the KL term alone", "reinforcement-learning"
     return ("reinforcement learning" if rewarded else "demonstrations under a KL term"), "reinforcement-learning"
 
 
