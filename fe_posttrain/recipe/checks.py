@@ -9,11 +9,13 @@ from typing import Any, get_type_hints
 
 from fe_posttrain.recipe.combinations import contradictions
 from fe_posttrain.recipe.kinds import misfit
+from fe_posttrain.recipe.method import expand
 from fe_posttrain.recipe.names import REFUSED, suggestion
 from fe_posttrain.recipe.reading import Problem, Recipe, raise_all, read_recipe
 from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.recipe.sources import not_found
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig
+from fe_posttrain.training.conflicts import problems as conflicts
 from fe_posttrain.training.limits import limits, out_of_limits
 
 _NOT_NULL = ("num_generations", "max_completion_length")  # TRL annotates them as optional and computes with them
@@ -29,10 +31,11 @@ def resolve(path: str | Path, overrides: list[str]) -> tuple[RunSettings, FreeEn
         RecipeError: every problem of the recipe, a line each: `recipes/x.yaml:12: key: what; why; what to write`.
     """
     recipe = read_recipe(path, overrides)
+    lacking = expand(recipe)
     unread = [problem for problem in recipe.problems if problem.key not in recipe.values]
     problems = [*_keys(recipe), *_types(recipe)]
     faulty = {problem.key for problem in (*unread, *problems)}
-    raise_all([*recipe.problems, *problems, *_values(recipe, faulty)])
+    raise_all([*recipe.problems, *lacking, *problems, *_values(recipe, faulty)])
     return _build(recipe)
 
 
@@ -84,14 +87,15 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
     faulty = faulty | {problem.key for problem in found}
     values = {key: value for key, value in values.items() if key not in faulty}
     config = _draft(values)
-    run = SimpleNamespace(**_defaults() | values, generates=config.generates, written=set(values), faulty=faulty)
+    known = {name: getattr(config, name) for name in ("generates", "uses_reward", "uses_demonstrations")}
+    run = SimpleNamespace(**_defaults() | values | known, written=set(values), faulty=faulty)
     found += [Problem(recipe.place(key), key, text) for key, text in not_found(run) if key not in faulty]
     meant = {suggestion(key, FIELDS) for key in faulty}  # `prompt:` is not "no prompts" as well
     run.faulty = faulty | meant | {problem.key for problem in found}
     for keys, text in contradictions(run):
         key = next((key for key in keys if key in recipe.places), keys[0])
         found.append(Problem(recipe.place(*keys), key, text))
-    for line in config._problems():
+    for line in conflicts(config):
         key, text = line.split(": ", 1)
         keys = [key, *_named(text)]
         if not run.faulty.intersection(keys):

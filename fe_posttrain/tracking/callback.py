@@ -265,7 +265,7 @@ class SupportCallback(TrainerCallback):
         if trainer.accelerator.is_main_process:
             prompts = np.array([prompt_key(prompt) for prompt in trainer.train_dataset["prompt"]], dtype=np.int64)
             weights = None
-            if args.reference_is_base and not args.demonstration_energy_weight:  # else the optimum is another
+            if args.has_gibbs_optimum:
                 weights = args.reward_energy_weight * trainer.reward_weights.cpu().numpy()
             self.riding = Riding(prompts, key.budget, key.delta, key.alpha, weights, args.num_generations)
             if not args.uses_reference:

@@ -70,6 +70,8 @@ def estimate_memory(args: FreeEnergyConfig, model, prompt: int, demonstration: i
         parts.append(Part("gradient buckets", gradients, "DDP's copy of the gradients"))
     if "adamw_torch" in args.optim:
         parts.append(Part("AdamW", 2 * gradients, "two moments a trained parameter, the same type"))
+    if args.failure_buffer:
+        parts.append(Part("failure buffer", 2 * gradients, "two moments of an AdamW of its own"))
     parts += _reference(args, model, weights, gradients)
     config = model.config.get_text_config()
     rows, completion = args.per_device_train_batch_size, args.max_completion_length if args.generates else 0

@@ -2,6 +2,11 @@
 
 import math
 
+_BANK = (
+    "written beside forward_sampler: bank; the bank is drawn from the policy of the start and weighted as the "
+    "reference's; write forward_sampler: policy, or remove one of them"
+)
+
 
 def reset_steps(resets: list[float], total_steps: int) -> list[int]:
     """Optimizer steps, counted from 0, that `reference_resets` means in a run of `total_steps`; in rising order.
@@ -36,6 +41,8 @@ def reset_problems(args) -> list[str]:
         )
     if args.sync_ref_model:
         found.append("reference_resets: written beside sync_ref_model; both move the reference; remove one of them")
+    if args.forward_sampler == "bank":
+        found.append(f"reference_resets: {_BANK}")
     optim = str(getattr(args.optim, "value", args.optim))
     if optim.startswith("schedule_free") or "layerwise" in optim:
         found.append(
@@ -50,11 +57,13 @@ def teacher_problems(args) -> list[str]:
     name, found = args.reference_model_name_or_path, []
     if name is None:
         return found
-    if not args.uses_reference:
+    if not args.keeps_reference:
         found.append(
             f"reference_model_name_or_path: {name} with beta {args.beta:g}; F has no KL and nobody would ask that "
             "model; write beta: 1.0, or remove it"
         )
+    if args.forward_sampler == "bank":
+        found.append(f"reference_model_name_or_path: {_BANK}")
     if args.sync_ref_model:
         found.append(
             "reference_model_name_or_path: written beside sync_ref_model; the policy's weights would be mixed into "

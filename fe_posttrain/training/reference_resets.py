@@ -42,7 +42,7 @@ class ReferenceResets(TrainerCallback):
                 "device or under DDP, or train in two runs, the second from the model of the first"
             )
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        if is_peft_model(policy) and trainer.args.uses_reference:
+        if is_peft_model(policy) and trainer.args.keeps_reference:
             if ADAPTER not in policy.peft_config:
                 self._owns_adapter = True
                 _add_adapter(policy)

@@ -130,6 +130,7 @@ def test_with_lora_the_adapter_as_it_stands_is_the_reference(tmp_path, passed):
     assert kl[2] == pytest.approx(0, abs=1e-5) and abs(kl[1]) > 1e-4 and abs(kl[3]) > 1e-4
 
 
+BANK = {"reward_projection": "forward", "forward_sampler": "bank"}
 RESET = {**RL, "reference_resets": [5, 0.6]}  # of 16 steps: 5 and 10; a checkpoint every 4
 
 
@@ -220,6 +221,8 @@ def test_steps_and_shares():
         ({"reference_resets": [2], "reference_model_name_or_path": "x"}, "beside reference_model_name_or_path"),
         ({"reference_model_name_or_path": "x", "beta": 0.0}, "reference_model_name_or_path: x with beta 0"),
         ({"reference_model_name_or_path": "x", "sync_ref_model": True}, "beside sync_ref_model"),
+        ({"reference_resets": [2], **BANK}, "reference_resets: written beside forward_sampler: bank"),
+        ({"reference_model_name_or_path": "x", **BANK}, "or_path: written beside forward_sampler: bank"),
         ({"reference_model_name_or_path": "x", "cast_lm_head_to_fp32": True}, "beside cast_lm_head_to_fp32"),
     ],
 )

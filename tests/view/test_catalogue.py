@@ -48,6 +48,9 @@ def runs(tmp_path_factory) -> dict[str, RunData]:
         "rl": [*RL, "--support", "true", "--support_labels", f"{where}/mine.py:form"],
         "mixture": ["--max_steps", "2", *faults],
         "sft": ["--max_steps", "2"],
+        "rl with a failure buffer": (
+            "--max_steps 2 --demonstrations_paired true --demonstration_energy_weight 1 --failure_buffer 2"
+        ).split(),
         "sft under beta": "--max_steps 2 --beta 0.1 --kl_sampler demonstrations --reference_cache_mib 0".split(),
     }
     recipes = {kind: str(ROOT / f"recipes/{kind.split()[0]}.yaml") for kind in kinds}
