@@ -86,7 +86,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     _quiet()
     name = model_config.model_name_or_path
     base = name if name in BASES else None
-    model_path = str(BASES[base]()) if base else os.path.expanduser(name)
+    model_path = _model_path(name)
     with _as_recipe_error():
         check_optimizer(args)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -96,10 +96,12 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
             raise RecipeError("eos_token: the tokenizer has none; completions would not end; write eos_token: TOKEN")
         data = load(settings, args, tokenizer, model_path)
         if options.dry_run:
+            _name_teacher(args)
             _dry_run(console, settings, args, model_config, model_path, tokenizer, data)
             return None
         opened, recipe = _open(settings, args, model_config, data, options)
         args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
+        _name_teacher(args)
         transformers.logging.set_verbosity_warning()  # weights that a model lacks would be random: that is told
         trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
         transformers.logging.set_verbosity_error()
@@ -182,6 +184,16 @@ def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyCo
         **(args.model_init_kwargs or {}),
     }
     return settings, args, model_config
+
+
+def _model_path(name: str) -> str:
+    return str(BASES[name]()) if name in BASES else os.path.expanduser(name)
+
+
+def _name_teacher(args: FreeEnergyConfig) -> None:
+    """Where the teacher lies on this machine; the run folder keeps the recipe's word for it."""
+    if args.reference_model_name_or_path:
+        args.reference_model_name_or_path = _model_path(args.reference_model_name_or_path)
 
 
 def _quiet() -> None:

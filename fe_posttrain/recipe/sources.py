@@ -24,7 +24,7 @@ def not_found(run: SimpleNamespace) -> Iterator[tuple[str, str]]:
     for key in _DATA:
         if text := _data(getattr(run, key)):
             yield key, text
-    for key in ("model_name_or_path", "reward_model_name_or_path"):
+    for key in ("model_name_or_path", "reference_model_name_or_path", "reward_model_name_or_path"):
         if text := _model(key, getattr(run, key)):
             yield key, text
     for key in _FILES:
@@ -80,7 +80,7 @@ def _model(key: str, name: str | None) -> str | None:
     wanted = "a folder with config.json, or a name of the Hub"
     if name is None:
         return None if key != "model_name_or_path" else f"missing; something must be trained; write testbed, {wanted}"
-    if key == "model_name_or_path" and name in BASES:
+    if name in BASES and key != "reward_model_name_or_path":
         return None
     path = Path(name).expanduser()
     if path.is_file():

@@ -101,9 +101,9 @@ def _say(console: Console) -> Callable[[str], None]:
 
 
 def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, base: str) -> ExactCallback | None:
-    """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
-    optimum is not Gibbs, and no gap is shown. Of depths p alone: what a base writes that is lost in three operations
-    has too many branches for an exact KL. None for the base of formats, which has no such families."""
+    """Exact p of every family: what a run does to prompts that it never saw matters too. KL is to the base, and no gap
+    is shown relative to another reference or with demonstrations. Of depths p alone: what a base writes that is lost
+    in three operations has too many branches for an exact KL. None for the base of formats: no such families."""
     args = trainer.args
     families = digits.measured({**settings.prompts, **settings.demonstrations}, base)
     if not families:

@@ -148,6 +148,15 @@ def test_the_objective_and_its_settings(run):
     assert "* temperature: 0.7: another policy." in biased
 
 
+def test_the_reference_is_named(run):
+    assert line(card(run), "reference")[0] == "the base model, frozen"
+    change(run, reference_model_name_or_path="/data/large", reference_resets=[], reward_energy_weight=0.0)
+    text = card(run)
+    assert line(text, "reference")[0] == "`large`, a model of its own, frozen" and "on-policy distillation" in text
+    change(run, reference_model_name_or_path=None, reference_resets=[200, 0.5])
+    assert line(card(run), "reference")[0].startswith("the base model; from each of the steps 200, 0.5 on")
+
+
 def test_a_failure_buffer_is_named_with_its_settings(run):
     change(run, demonstration_energy_weight=1.0, failure_buffer=128, failure_buffer_learning_rate=2e-6)
     text = card(run)

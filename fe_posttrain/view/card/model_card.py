@@ -120,6 +120,8 @@ def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
     if demonstrated and not weights.rolls_out(recipe):
         held = weights.is_used(recipe, "beta")
         return "supervised fine-tuning" + (" under a penalty on log-ratios" if held else ""), "sft"
+    if not (rewarded or demonstrated):
+        return "on-policy distillation, the KL term alone", "reinforcement-learning"
     return ("reinforcement learning" if rewarded else "demonstrations under a KL term"), "reinforcement-learning"
 
 
@@ -146,14 +148,22 @@ def _objective(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reward functions", ", ".join(rewards) + (f", weights {_plain(shares)}" if shares else "")),
         ("prompts", _rows(recipe, "dataset_name", "prompts", "prompt_rows")),
         ("demonstrations", _rows(recipe, "demonstration_dataset_name", "demonstrations", "demonstration_rows")),
-        (
-            "reference",
-            "moves during the run (`sync_ref_model`)" if recipe.get("sync_ref_model") else "the base model, frozen",
-        ),
+        ("reference", _reference(recipe)),
     ]
     if recipe.get("support"):
         rows.append(("what counts as correct", _verifier(recipe)))
     return [(label, text) for label, text in rows if text]
+
+
+def _reference(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("sync_ref_model"):
+        return "moves during the run (`sync_ref_model`)"
+    if name := recipe.get("reference_model_name_or_path"):
+        return f"{_code(name)}, a model of its own, frozen"
+    if resets := recipe.get("reference_resets"):
+        steps = ", ".join(f"{at:g}" for at in resets)
+        return f"the base model; from each of the steps {steps} on (below 1: share of the run) the model of that step"
+    return "the base model, frozen"
 
 
 def _verifier(recipe: Mapping[str, Any]) -> str:
