@@ -32,6 +32,12 @@ def test_groups_that_straddle_processes_give_the_same_gradients(found, tmp_path,
     assert_same(two_processes.straddling(tmp_path, 1, estimator), found[estimator])
 
 
+def test_a_reset_on_two_processes_is_that_of_one(found, tmp_path):
+    assert_same(two_processes.straddling(tmp_path, 1, "sequence", reference_resets=[1]), found["reset"])
+    apart = max((found["reset"][1][name] - g).abs().max() for name, g in found["sequence"][1].items())
+    assert apart > 1e-6  # the second step knows of it
+
+
 def assert_same(alone: list[dict[str, torch.Tensor]], together: list[dict[str, torch.Tensor]]) -> None:
     assert len(alone) == two_processes.STEPS
     for one, two in zip(alone, together, strict=True):
@@ -39,6 +45,10 @@ def assert_same(alone: list[dict[str, torch.Tensor]], together: list[dict[str, t
         scale = max(gradient.abs().max() for gradient in one.values())
         for name, gradient in one.items():
             assert (gradient - two[name]).abs().max() <= 1e-6 * scale, name
+
+
+def test_a_gate_meets_the_demonstrations_of_its_prompts_on_every_process(found, tmp_path):
+    assert_same(two_processes.gated(tmp_path, 1), found["gated"])
 
 
 def test_processes_may_forward_different_numbers_of_rows(found, tmp_path):
