@@ -47,8 +47,8 @@ class Measured:
     """A finished run.
 
     rounds: its probe rounds, before them the reference itself (step 0, KL 0). report: of the last round. account:
-    what the run spent. energies: F and its terms, each start and end; objective: the weights that F was made with.
-    parameters: of the model; None where the run folder does not say.
+    what the run spent, and the policy's `parameters`. energies: F and its terms, each start and end; objective: the
+    keys that say which F it is.
     """
 
     rounds: tuple[Round, ...]
@@ -56,7 +56,6 @@ class Measured:
     account: Mapping[str, float]
     energies: Mapping[str, Mapping[str, float]]
     objective: Mapping[str, Any]
-    parameters: int | None
 
     @property
     def last(self) -> Round:
@@ -80,12 +79,10 @@ class Measured:
         return self.report["verdict"][term]["low"]
 
     @property
-    def flops(self) -> float | None:
+    def flops(self) -> float:
         """6 N for every token that a gradient went through, 2 N for every one generated or scored; N parameters."""
-        if self.parameters is None:
-            return None
         passed = self.account["generated_tokens"] + self.account["forward_tokens"]
-        return self.parameters * (6.0 * self.account["gradient_tokens"] + 2.0 * passed)
+        return self.account["parameters"] * (6.0 * self.account["gradient_tokens"] + 2.0 * passed)
 
     def numbers(self, k: int) -> dict[str, float | None]:
         """Its row of the table; probabilities, percentage points, nats, counts, seconds; None where not measured."""
@@ -119,7 +116,7 @@ def measured(folder: Folder) -> Measured:
         lacks = "no probe round"
     elif "screened" not in folder.probes[-1]["report"]["points"]:
         lacks = "its probes do not tell the reference's counts of a fixed number of draws"
-    elif missing := sorted({*SPENT, "train_seconds"} - folder.summary.get("account", {}).keys()):
+    elif missing := sorted({*SPENT, "parameters", "train_seconds"} - folder.summary.get("account", {}).keys()):
         lacks = f"summary.json has no account of {', '.join(missing)}"
     if lacks:
         raise ValueError(
@@ -136,7 +133,6 @@ def measured(folder: Folder) -> Measured:
         account=folder.summary["account"],
         energies=folder.summary.get("free_energy", {}),
         objective={name: folder.recipe.get(name) for name in OBJECTIVE},
-        parameters=folder.summary.get("parameters"),
     )
 
 
