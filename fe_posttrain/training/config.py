@@ -9,6 +9,7 @@ from trl import GRPOConfig, ModelConfig, SFTConfig, get_quantization_config
 from trl import get_peft_config as trl_peft_config
 
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
+from fe_posttrain.training import prefix_settings
 from fe_posttrain.training.limits import out_of_limits
 
 __all__ = [  # TRL's three: for recipes
@@ -64,6 +65,17 @@ class FreeEnergyConfig(GRPOConfig):
         quiet_group_rate: q, the probability with which a group whose rewards are all equal is trained on, weighted by
             1/q: its KL is then estimated from fewer groups, without bias. Under beta = 0 such groups have no gradient
             and are left out whatever q is.
+        prefix_share: share of its demonstration, without the end token, that a rollout starts with; 0: none does. Needs
+            a column `demonstration`. The policy gradient and the KL run over what follows; see `prefixes`.
+        prefix_schedule: how `prefix_share` moves over the run, as `{cosine: {final: 0.05, until: 0.6}}`; default: it
+            does not.
+        prefix_law: `fixed` (that share, rounded), or `binomial` (each token of the demonstration with that
+            probability), drawn once for all rollouts of a prompt.
+        prefix_rollouts: how many rollouts of each group start so; default all.
+        prefix_update: what of a prefix joins the reward term with the rollout's advantage: `none`, or `uncertain`: the
+            `prefix_update_share` of its tokens with the highest entropy under the policy.
+        prefix_likelihood_weight: w, weight of -log pi(prefix): its sum over tokens, averaged over all rollouts, at the
+            sampling temperature.
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
@@ -87,6 +99,13 @@ class FreeEnergyConfig(GRPOConfig):
     quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
     kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
+    prefix_share: float = _key(0.0, "Share of its demonstration that a rollout starts with; 0: none.")
+    prefix_schedule: dict | str | None = _key(None, "How prefix_share moves: {cosine: {final: 0.05, until: 0.6}}.")
+    prefix_law: str = _key("fixed", "Length of a prefix: fixed (the share, rounded) or binomial.")
+    prefix_rollouts: int | None = _key(None, "Rollouts of each group that start so; default all.")
+    prefix_update: str = _key("none", "What of a prefix joins the reward term: none or uncertain.")
+    prefix_update_share: float = _key(0.2, "Under uncertain: the share of a prefix's tokens, by entropy.")
+    prefix_likelihood_weight: float = _key(0.0, "Weight of the prefix tokens' -log pi.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
@@ -197,6 +216,7 @@ class FreeEnergyConfig(GRPOConfig):
             )
         if self.kl_sampler == "demonstrations":
             found += self._problems_on_demonstrations()
+        found += prefix_settings.problems(self)
         if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
             found.append(
                 "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
@@ -292,6 +312,7 @@ _CHANGES_OPTIMUM = (
         lambda a: a.off_policy_mask_threshold is not None,
         "off_policy_mask_threshold: rows are left out by their own advantage.",
     ),
+    (lambda a: a.prefix_share > 0, prefix_settings.CHANGES_OPTIMUM),
     (
         lambda a: a.sync_ref_model,
         _MOVING_REFERENCE,

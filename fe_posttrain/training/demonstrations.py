@@ -33,6 +33,11 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
             "demo_dataset: given beside a column `demonstration` of train_dataset; a run has one source of "
             "demonstrations; leave one out"
         )
+    if args.prefix_share and not paired:
+        raise ValueError(
+            f"prefix_share: {args.prefix_share} without paired demonstrations; a rollout starts inside that of its own "
+            "prompt; give train_dataset a column `demonstration`, or leave it out"
+        )
     if not args.is_sft:
         if args.demonstration_energy_weight and demo_dataset is None and not paired:
             raise ValueError(

@@ -14,12 +14,13 @@ from trl.trainer.utils import nanstd
 
 from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.models import can_sample
-from fe_posttrain.sequences.sampling import sample
+from fe_posttrain.sequences.sampling import Drawn, sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
 from fe_posttrain.theory.gibbs import bernoulli_log_partition
 from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
 from fe_posttrain.training.finite import require_finite
+from fe_posttrain.training.prefixes import Prefixes
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
 from fe_posttrain.training.rollout_events import RolloutEvents
@@ -51,6 +52,7 @@ class ShapesRollouts(ScoresRollouts):
         self._completions: list = []
         self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
+        self._prefixes: Prefixes | None = None
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
         if self._can_sample():
@@ -74,17 +76,23 @@ class ShapesRollouts(ScoresRollouts):
     def _rollout(prompts: list, trainer: "ShapesRollouts") -> dict[str, list]:
         """TRL's `rollout_func`: draw completions and keep the log-probs they were drawn with."""
         prompt_ids = trainer._tokenize_groups(prompts)
-        with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
-            drawn = sample(
+
+        def draw(token_ids: list[list[int]], **settings) -> Drawn:
+            return sample(
                 trainer.accelerator.unwrap_model(trainer.model_wrapped),
-                prompt_ids,
+                token_ids,
                 trainer._decoding,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
                 compiled=trainer.args.compile_generation,
+                **settings,
             )
+
+        prefixes = trainer._prefixes
+        with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
+            drawn, beside = prefixes.draw(draw, prompt_ids) if prefixes else (draw(prompt_ids), {})
         trainer._drawn_entropies = drawn.entropies
-        return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs}
+        return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs} | beside
 
     def _tokenize_groups(self, prompts: list) -> list[list[int]]:
         """Token ids of each prompt; one that stands in consecutive rows is tokenised once."""
@@ -137,9 +145,13 @@ class ShapesRollouts(ScoresRollouts):
         if not self._exact:
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
+        if self._prefixes:
+            self._prefixes.begin(inputs, mode)
         batch = super()._generate_and_score_completions(inputs)
         if mode == "train":
             self._compare_once(batch)
+            if self._prefixes:
+                self._prefixes.arrange(batch)
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
         weight = self.args.reward_energy_weight
@@ -151,16 +163,21 @@ class ShapesRollouts(ScoresRollouts):
         else:
             self._shape(batch, rewards, mode)
         self._tell(inputs, batch, mode)
-        if self._exact and all(p is not None for p in known_p):
+        if self._exact and not self._starts_inside and all(p is not None for p in known_p):
             self._record_gap(torch.tensor(known_p, device=rewards.device), mode)
         return self._by_group(batch) if mode == "train" else batch
+
+    @property
+    def _starts_inside(self) -> bool:
+        """Whether rollouts of this generation may start inside a demonstration: they are no draws of the policy."""
+        return self._prefixes is not None and self._prefixes.in_force
 
     def _tell(self, inputs: list[dict], batch: dict, mode: str) -> None:
         """Hand the rollouts to callbacks; `batch` loses what only they read."""
         known = [batch.pop("_policy_log_probs", None), batch.get("old_per_token_logps")]
         if self._exact and self._trusts_sampler:
             known.append(batch.get("sampling_per_token_logps"))
-        if mode == "train":
+        if mode == "train" and not self._starts_inside:
             log_policy = next((log_probs for log_probs in known if log_probs is not None), None)
             self._events.made(inputs, batch, self._gathered_rewards, self._completions, log_policy)
         batch.pop("_reference_log_probs", None)
@@ -213,7 +230,8 @@ class ShapesRollouts(ScoresRollouts):
     @staticmethod
     def _loss_mask(batch: dict) -> Tensor:
         mask = batch["completion_mask"]
-        return (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
+        mask = (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
+        return mask & ~batch["prefix_mask"] if "prefix_mask" in batch else mask
 
     def _reward_scale(self, rewards: Tensor, group: int) -> Tensor:
         """What advantages are divided by, (N,): 1, or the deviation that `scale_rewards` asks for."""
@@ -272,14 +290,20 @@ class ShapesRollouts(ScoresRollouts):
         self._by_row(inputs)
         watcher = self._refresher(inputs) if self._exact else self._recorder(inputs)
 
-        def watch(log_policy: Tensor) -> None:
+        beside: list[Tensor | float] = []  # terms that read the same forward
+
+        def watch(scored: Tensor) -> None:
+            if self._prefixes:
+                beside.append(self._prefixes.likelihood(inputs, scored))
+            log_policy = scored.detach()
             self._events.scored(inputs, log_policy)
             if watcher is not None:
                 watcher(log_policy)
 
         with self._watching_log_probs(watch), self._without_idle(inputs, self._rows_with_gradient(inputs)):
             loss = super()._compute_loss(model, inputs)
-        return loss * (self.max_completion_length / self._divisor) if self._exact else loss
+        loss = loss * (self.max_completion_length / self._divisor) if self._exact else loss
+        return loss + sum(beside)
 
     def _rows_with_gradient(self, inputs: dict) -> Tensor | None:
         """Which rows (B,) have a gradient under the exact estimators: those with an advantage. None: ask not."""
@@ -287,8 +311,10 @@ class ShapesRollouts(ScoresRollouts):
             return None
         rows = len(inputs["advantages"])
         if "energy_reward" in inputs and self._beta_in_force > 0:  # advantages come with the forward
-            return inputs["energy_scale"].view(rows, -1).isfinite().all(1)
-        return (inputs["advantages"] != 0).view(rows, -1).any(1)
+            found = inputs["energy_scale"].view(rows, -1).isfinite().all(1)
+        else:
+            found = (inputs["advantages"] != 0).view(rows, -1).any(1)
+        return found | self._prefixes.rows_with_gradient(inputs) if self._prefixes else found
 
     def _recorder(self, inputs: dict):
         """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""

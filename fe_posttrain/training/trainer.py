@@ -17,6 +17,7 @@ from transformers import Trainer
 from fe_posttrain.training import demonstrations, reference, tokenizer
 from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
+from fe_posttrain.training.prefixes import Prefixes
 from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
 from fe_posttrain.training.rewards import no_reward
@@ -111,8 +112,10 @@ class FreeEnergyTrainer(Resumes):
             self._become_sft()
         elif demo_dataset is not None:
             self._demonstrations = demonstrations.DemonstrationStream(demo_dataset, self._tokenizer, args)
-        elif args.demonstration_energy_weight:
-            self._demonstrations = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
+        elif args.demonstration_energy_weight or args.prefix_share:
+            paired = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
+            self._demonstrations = paired if args.demonstration_energy_weight else None
+            self._prefixes = Prefixes(self, paired.rows) if args.prefix_share else None
             self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
@@ -154,9 +157,8 @@ class FreeEnergyTrainer(Resumes):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
-            for batch in batches:
-                for row in batch:
-                    row.pop(demonstrations.PAIRED_ROW, None)
+            for row in (row for batch in batches for row in batch if self._prefixes is None):  # or they read it yet
+                row.pop(demonstrations.PAIRED_ROW, None)
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
