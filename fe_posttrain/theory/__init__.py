@@ -10,6 +10,8 @@ nat.
     gibbs         where F is smallest, and how far away a policy is
     kl            estimators of KL(pi || ref) from samples: their values and their gradients
     advantages    the default estimator of the gradient of F, from groups of samples
-    schedules     beta as a function of the step
+    projections   the same target from the other side: weighted samples, soft targets, token factors
+    gates         weights of a prompt as functions of what its rollouts achieved
+    schedules     weights as functions of the step
     lambert       the Lambert W function in log space, which the demonstration optimum needs
 """

@@ -39,6 +39,16 @@ def leave_one_out(values: Tensor, valid: BoolTensor | None = None) -> Tensor:
     return _subtract_baseline(values, valid)[0]
 
 
+def in_groups(values: Tensor, group_size: int) -> Tensor:
+    """Rows in group order as groups, (N, ...) -> (groups, G, ...); ValueError unless G divides N."""
+    rows = values.shape[0]
+    if group_size < 1 or rows % group_size:
+        raise ValueError(
+            f"group_size: {group_size} for {rows} rows; rows come in whole groups; write a divisor of {rows}"
+        )
+    return values.unflatten(0, (-1, group_size))
+
+
 def sequence_advantages(
     reward: Tensor,
     log_ratio: Tensor,
@@ -107,14 +117,7 @@ def _shaped(reward: Tensor, log_ratio: Tensor, reward_energy_weight: float, beta
 
 def _grouped(shaped: Tensor, valid: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """Split rows (N, ...) into groups, subtract baselines, join them again."""
-    rows = shaped.shape[0]
-    if group_size < 1 or rows % group_size:
-        raise ValueError(
-            f"group_size: {group_size} for {rows} rows; rows come in whole groups; write a divisor of {rows}"
-        )
-    advantages, baseline = _subtract_baseline(
-        shaped.unflatten(0, (-1, group_size)), valid.unflatten(0, (-1, group_size))
-    )
+    advantages, baseline = _subtract_baseline(in_groups(shaped, group_size), in_groups(valid, group_size))
     return advantages.flatten(0, 1), baseline.flatten(0, 1)
 
 

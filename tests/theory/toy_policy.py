@@ -96,3 +96,20 @@ def descend(gradient_field, start: Tensor, *, steps: int, rate: float) -> Tensor
         optimizer.step()
         schedule.step()
     return table.detach()
+
+
+def minimise(loss, start: Tensor) -> Tensor:
+    """Where a differentiable loss of one tensor is smallest, by L-BFGS from `start`."""
+    point = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [point], max_iter=500, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(point)
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    return point.detach()
