@@ -131,11 +131,11 @@ RULES: tuple[Rule, ...] = (
         ("demonstration_dataset_name", "demonstrations", "demonstrations_paired"),
         lambda run: (
             (run.demonstrations or run.demonstration_dataset_name or run.demonstrations_paired)
-            and not run.demonstration_energy_weight
+            and not (run.demonstration_energy_weight or run.prefix_share)
         ),
         "written while demonstration_energy_weight is 0; nobody would read them; write "
         "demonstration_energy_weight: 1.0, or remove them",
-        ("demonstration_energy_weight",),
+        ("demonstration_energy_weight", "prefix_share"),
     ),
     Rule(
         ("demonstrations_paired",),

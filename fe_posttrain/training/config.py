@@ -11,6 +11,7 @@ from trl import get_peft_config as trl_peft_config
 from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
 from fe_posttrain.training import prefix_settings
 from fe_posttrain.training.limits import out_of_limits
+from fe_posttrain.training.prefix_settings import Entry
 
 __all__ = [  # TRL's three: for recipes
     "FreeEnergyConfig",
@@ -100,7 +101,7 @@ class FreeEnergyConfig(GRPOConfig):
     kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
     prefix_share: float = _key(0.0, "Share of its demonstration that a rollout starts with; 0: none.")
-    prefix_schedule: dict | str | None = _key(None, "How prefix_share moves: {cosine: {final: 0.05, until: 0.6}}.")
+    prefix_schedule: Entry = _key(None, "How prefix_share moves: {cosine: {final: 0.05, until: 0.6}}.")  # noqa: RUF009
     prefix_law: str = _key("fixed", "Length of a prefix: fixed (the share, rounded) or binomial.")
     prefix_rollouts: int | None = _key(None, "Rollouts of each group that start so; default all.")
     prefix_update: str = _key("none", "What of a prefix joins the reward term: none or uncertain.")

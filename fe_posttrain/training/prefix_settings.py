@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fe_posttrain.theory.schedules import scheduled
+
 if TYPE_CHECKING:
     from fe_posttrain.training.config import FreeEnergyConfig
 
+Entry = str | dict[str, dict[str, Any]] | None  # a schedule as a recipe holds it
+_TRIAL_STEPS = 1000  # a schedule is tried on a run of this length
 DEFAULTS: dict[str, Any] = {
     "prefix_schedule": None,
     "prefix_law": "fixed",
@@ -30,12 +34,22 @@ def share_at(args: "FreeEnergyConfig", step: int, total_steps: int) -> float:
     entry = args.prefix_schedule
     if entry is None:
         return args.prefix_share
-    from fe_posttrain.theory.schedules import scheduled
-
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    ((kind, arguments),) = entry.items()
+    ((kind, arguments),) = ({entry: {}} if isinstance(entry, str) else entry).items()
     return scheduled(step, total_steps, value=args.prefix_share, kind=kind, **arguments)
+
+
+def _of_schedule(args: "FreeEnergyConfig") -> Iterator[str]:
+    entry = args.prefix_schedule
+    if isinstance(entry, dict) and [type(arguments) for arguments in entry.values()] != [dict]:
+        yield f"prefix_schedule: {entry}; it is one kind with its arguments; write {{cosine: {{final: 0.05}}}}"
+        return
+    try:
+        shares = [share_at(args, step, _TRIAL_STEPS) for step in range(_TRIAL_STEPS)]
+    except (TypeError, ValueError) as error:
+        yield f"prefix_schedule: {error}"
+        return
+    if wrong := [share for share in shares if not 0 <= share <= 1]:
+        yield f"prefix_schedule: {wrong[0]:g} on its way; it moves a share; write values from 0 to 1"
 
 
 def problems(args: "FreeEnergyConfig") -> Iterator[str]:
@@ -48,6 +62,7 @@ def problems(args: "FreeEnergyConfig") -> Iterator[str]:
                     "write a positive prefix_share, or remove it"
                 )
         return
+    yield from _of_schedule(args)
     if args.is_sft or args.estimator == "trl" or args.use_vllm:
         what = "a run without rollouts" if args.is_sft else "use_vllm" if args.use_vllm else "estimator trl"
         yield (

@@ -75,15 +75,20 @@ class Prefixes:
         demonstrations: number of a dataset row -> its prepared demonstration, prompt and completion in `input_ids`.
 
     Raises:
-        ValueError: the trainer's rollouts are not drawn by our sampler.
+        ValueError: the trainer's rollouts are not drawn by our sampler, or nothing is left of any demonstration.
     """
 
     def __init__(self, trainer, demonstrations: dict[int, dict]):
-        if not trainer._can_sample():
+        if trainer.rollout_func is not type(trainer)._rollout:
             raise ValueError(
                 f"prefix_share: {trainer.args.prefix_share}; our own sampler must draw what follows a demonstration, "
                 "and it does not under vLLM, tools, environments, a rollout_func, sharded weights, generation_kwargs, "
                 "cache_implementation, repetition_penalty or continuous batching; leave these out, or prefix_share"
+            )
+        if not demonstrations:
+            raise ValueError(
+                f"max_length: {trainer.args.max_length}; no demonstration has a token left after its prompt, and "
+                "prefix_share starts rollouts inside them; write a larger one"
             )
         self._trainer, self._args, self._demonstrations = trainer, trainer.args, demonstrations
         self._of_row: list[int | None] = []
