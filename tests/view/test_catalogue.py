@@ -47,7 +47,7 @@ def runs(tmp_path_factory) -> dict[str, RunData]:
     kinds = {
         "rl": [*RL, "--support", "true", "--support_labels", f"{where}/mine.py:form"],
         "mixture": ["--max_steps", "2", *faults],
-        "rl from prefixes": "--max_steps 2 --prefix_share 0.5 --demonstrations_paired true --support false".split(),
+        "rl from prefixes": "--max_steps 2 --prefix_share 0.5 --demonstrations_paired true".split(),
         "sft": ["--max_steps", "2"],
         "sft under beta": "--max_steps 2 --beta 0.1 --kl_sampler demonstrations --reference_cache_mib 0".split(),
     }
