@@ -8,8 +8,8 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from transformers import TrainerCallback
 
+from fe_posttrain.training.announcements import what_changes_the_optimum
 from fe_posttrain.training.checkpoints import PREFIX
-from fe_posttrain.training.config import what_changes_the_optimum
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view.card.model_card import Subject, model_card
 from fe_posttrain.view.card.snippet import load_snippet

@@ -14,6 +14,7 @@ from fe_posttrain.recipe.reading import Problem, Recipe, raise_all, read_recipe
 from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.recipe.sources import not_found
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig
+from fe_posttrain.training.conflicts import problems as conflicts
 from fe_posttrain.training.limits import limits, out_of_limits
 
 _NOT_NULL = ("num_generations", "max_completion_length")  # TRL annotates them as optional and computes with them
@@ -84,14 +85,16 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
     faulty = faulty | {problem.key for problem in found}
     values = {key: value for key, value in values.items() if key not in faulty}
     config = _draft(values)
-    run = SimpleNamespace(**_defaults() | values, generates=config.generates, written=set(values), faulty=faulty)
+    asked = ("generates", "uses_reward", "uses_demonstrations", "reads_demonstrations")
+    known = {name: getattr(config, name) for name in asked}
+    run = SimpleNamespace(**_defaults() | values | known, written=set(values), faulty=faulty)
     found += [Problem(recipe.place(key), key, text) for key, text in not_found(run) if key not in faulty]
     meant = {suggestion(key, FIELDS) for key in faulty}  # `prompt:` is not "no prompts" as well
     run.faulty = faulty | meant | {problem.key for problem in found}
     for keys, text in contradictions(run):
         key = next((key for key in keys if key in recipe.places), keys[0])
         found.append(Problem(recipe.place(*keys), key, text))
-    for line in config._problems():
+    for line in conflicts(config):
         key, text = line.split(": ", 1)
         keys = [key, *_named(text)]
         if not run.faulty.intersection(keys):

@@ -13,6 +13,7 @@ from fe_posttrain.tracking.settings import SupportSettings
 _LORA = """lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save lora_task_type
 use_rslora use_dora merge_adapter load_in_4bit load_in_8bit"""
 _4BIT = "bnb_4bit_quant_type bnb_4bit_quant_storage use_bnb_nested_quant"
+_BUFFER = "batch_size learning_rate max_grad_norm format"
 _NEEDS = {
     **dict.fromkeys(_LORA.split(), ("use_peft", "true")),
     **dict.fromkeys(_4BIT.split(), ("load_in_4bit", "true")),
@@ -23,6 +24,7 @@ _NEEDS = {
     "log_completions_hub_repo": ("log_completions", "true"),
     "hub_model_id": ("push_to_hub", "true"),
     "stop_on_alarm": ("alarms", "true"),
+    **{f"failure_buffer_{key}": ("failure_buffer", "128") for key in _BUFFER.split()},
     **{f.name: ("support", "true") for f in fields(SupportSettings) if f.name != "support"},
 }
 _PACKAGES = {"use_vllm": "vllm", "load_in_4bit": "bitsandbytes", "load_in_8bit": "bitsandbytes"}
@@ -120,7 +122,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("demonstration_energy_weight",),
-        lambda run: run.demonstration_energy_weight > 0 and not _has_demonstrations(run),
+        lambda run: run.uses_demonstrations and not _has_demonstrations(run),
         lambda run: (
             f"{run.demonstration_energy_weight:g} without demonstrations; there is nothing to learn from; "
             "write demonstration_dataset_name: rows.jsonl, or demonstrations: {barrier: 1} for the testbed"
@@ -131,11 +133,11 @@ RULES: tuple[Rule, ...] = (
         ("demonstration_dataset_name", "demonstrations", "demonstrations_paired"),
         lambda run: (
             (run.demonstrations or run.demonstration_dataset_name or run.demonstrations_paired)
-            and not (run.demonstration_energy_weight or run.prefix_share)
+            and not run.reads_demonstrations
         ),
         "written while demonstration_energy_weight is 0; nobody would read them; write "
         "demonstration_energy_weight: 1.0, or remove them",
-        ("demonstration_energy_weight", "prefix_share"),
+        ("demonstration_energy_weight",),
     ),
     Rule(
         ("demonstrations_paired",),
@@ -145,7 +147,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("reward_funcs", "reward_energy_weight"),
-        lambda run: run.reward_energy_weight > 0 and not _rewards(run),
+        lambda run: run.uses_reward and not _rewards(run),
         lambda run: (
             f"no reward_funcs while reward_energy_weight is {run.reward_energy_weight:g}; F has a reward term "
             "and no reward; write reward_funcs: [digits], or reward_energy_weight: 0.0"
@@ -154,7 +156,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         ("reward_funcs", "reward_model_name_or_path"),
-        lambda run: _rewards(run) and not run.reward_energy_weight and not _evaluates(run) and not run.support,
+        lambda run: _rewards(run) and not run.uses_reward and not _evaluates(run) and not run.support,
         "written while reward_energy_weight is 0 and nothing is evaluated; nobody would call them; write "
         "reward_energy_weight: 1.0, or remove them",
         ("reward_energy_weight", "eval_strategy", "eval_on_start"),
@@ -254,6 +256,16 @@ RULES: tuple[Rule, ...] = (
         lambda run: run.support and not (run.support_signal or run.reward_funcs or _on_testbed(run)),
         "true while nothing says which completions are correct; write support_signal: NAME, as in reward_funcs",
         ("reward_funcs",),
+    ),
+    Rule(
+        ("failure_buffer", "demonstration_dataset_name", "demonstrations"),
+        lambda run: (
+            run.failure_buffer
+            and (run.demonstration_dataset_name or (run.demonstrations and not run.demonstrations_paired))
+        ),
+        "written with demonstrations of their own; it holds those of prompts that failed; write "
+        "demonstrations_paired: true, or give the rows of dataset_name a column `demonstration`",
+        ("demonstrations_paired",),
     ),
     *GROUPING,
     Rule(

@@ -99,7 +99,7 @@ class _Loading:
                 f"{'dataset_name' if settings.dataset_name else 'prompt_rows'}: {len(rows)} prompts; one generation "
                 f"batch takes {needed}; write more rows, a smaller per_device_train_batch_size or more num_generations"
             )
-        if not (self.args.demonstration_energy_weight or self.args.prefix_share):
+        if not self.args.reads_demonstrations:
             return rows
         paired, apart = PAIRED in rows.column_names, settings.demonstration_dataset_name or settings.demonstrations
         if paired and apart and not settings.demonstrations_paired:
@@ -109,9 +109,9 @@ class _Loading:
             )
         if not (paired or apart):
             raise RecipeError(
-                f"demonstration_dataset_name: missing; demonstration_energy_weight is "
-                f"{self.args.demonstration_energy_weight:g}, prefix_share {self.args.prefix_share:g}; write "
-                "FILE.jsonl, or give the prompts a column `demonstration`"
+                "demonstration_dataset_name: missing; demonstrations have a weight"
+                "; write FILE.jsonl, or give the prompts a column "
+                "`demonstration`"
             )
         if paired:
             gone = set(self.fits["prompts"].dropped)

@@ -92,7 +92,14 @@ def _save_at(run: SimpleNamespace) -> str:
 
 _BATCH = ("per_device_train_batch_size", "num_generations", "generation_batch_size", "steps_per_generation")
 _SAVE = ("save_steps", "save_strategy", "steps_per_generation", "generation_batch_size", "num_iterations")
-ROLLS_OUT = ("reward_energy_weight", "beta", "beta_final", "kl_sampler")  # what decides whether a run does
+# What decides whether a run rolls out.
+ROLLS_OUT = (
+    "reward_energy_weight",
+    "reward_energy_schedule",
+    "beta",
+    "beta_schedule",
+    "kl_sampler",
+)  # what decides whether a run does
 
 GROUPING: tuple[Rule, ...] = (
     Rule(

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 from accelerate.utils import is_peft_model
 from rich.box import SIMPLE_HEAD
@@ -11,12 +12,14 @@ from rich.text import Text
 
 from fe_posttrain.recipe.data import Data
 from fe_posttrain.recipe.settings import RunSettings
-from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
+from fe_posttrain.training.announcements import what_changes_the_optimum
+from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstrations import prepare
 from fe_posttrain.training.fit import tokenise_prompts
 from fe_posttrain.training.fit_demonstrations import as_completions, tokenise_demonstrations
 from fe_posttrain.training.memory import Part, count_steps, estimate_memory, not_counted
 from fe_posttrain.training.reference_cache import cache_file
+from fe_posttrain.view import weights
 
 EXAMPLES = 2
 _HEAD, _TAIL = 300, 100  # characters shown of a long text
@@ -26,14 +29,14 @@ _OPEN, _CLOSE = "⟦", "⟧"
 def equation(args: FreeEnergyConfig) -> str:
     """F of this run, as it was asked for."""
     parts = []
-    if args.reward_energy_weight:
-        parts.append(f"{args.reward_energy_weight:g} E[-reward]")
-    if args.demonstration_energy_weight:
-        parts.append(f"{args.demonstration_energy_weight:g} E_demonstrations[-log pi]")
+    weight = partial(weights.shown, vars(args), arrow="->")
+    if args.uses_reward:
+        parts.append(f"{weight('reward_energy_weight')} E[-reward]")
+    if args.uses_demonstrations:
+        parts.append(f"{weight('demonstration_energy_weight')} E_demonstrations[-log pi]")
     if args.uses_reference:
-        beta = f"{args.beta:g}" if args.beta_final is None else f"({args.beta:g} -> {args.beta_final:g})"
         held = " KL(pi || reference)" if args.generates else "/2 E_demonstrations[(log pi - log reference)^2]"
-        parts.append(f"{beta}{held}")
+        parts.append(f"{weight('beta')}{held}")
     return "F(pi) = " + " + ".join(parts)
 
 
@@ -113,6 +116,11 @@ def _work_lines(
         yield "beside them", f"{read // steps.total:,} {what} a step: {passes:.2f} passes over {rows:,}"
     fit = data.fits["demonstrations"]
     tokens = sum(fit.tokens)
+    if args.failure_buffer:
+        size = args.failure_buffer_batch_size or args.per_device_train_batch_size
+        waiting = f"{args.failure_buffer:,} of {len(fit.tokens):,} demonstrations wait for prompts that failed"
+        yield "failure buffer", f"as soon as {waiting}, they are read once, {min(size, args.failure_buffer):,} a step"
+        return
     about = "" if passes == int(passes) else "about "
     yield (
         "demonstrated",

@@ -37,7 +37,7 @@ def not_found(run: SimpleNamespace) -> Iterator[tuple[str, str]]:
     for entry in run.reward_funcs:
         if text := _reward(entry):
             yield "reward_funcs", text
-    for key in ("support_signal", "support_labels"):
+    for key in ("support_signal", "support_labels", "failure_buffer_format"):
         if (name := getattr(run, key)) and (text := _reward(name)):
             yield key, text
     for name, path in run.support_channels.items():

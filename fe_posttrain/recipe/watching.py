@@ -103,14 +103,12 @@ def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, reference
     """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
     optimum is not Gibbs, and no gap is shown."""
     args = trainer.args
-    shows_gap = args.generates and not args.demonstration_energy_weight
     return ExactCallback(
         trainer.processing_class,
         {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES},
         reference_folder,
         every=settings.probe_steps,
-        reward_energy_weight=args.reward_energy_weight,
-        beta_at=(lambda step: args.beta_at(step, trainer.state.max_steps)) if shows_gap else None,
+        weights_at=(lambda step: args.weights_at(step, trainer.state.max_steps)) if args.has_gibbs_optimum else None,
     )
 
 

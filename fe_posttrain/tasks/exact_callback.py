@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, TrainerCallback, TrainerState
@@ -23,7 +24,7 @@ class ExactCallback(TrainerCallback):
     Args:
         prompts: by family.
         reference_folder: of the frozen reference; None for p alone.
-        beta_at: step -> beta in force; None for no gap.
+        weights_at: step -> what is in force, with attributes `reward` (w_r) and `beta`; None for no gap.
         gap_every: 0 for start and end only.
         max_length: completion tokens of the run, end token included; the default fits two operations' worked
             answer.
@@ -36,14 +37,13 @@ class ExactCallback(TrainerCallback):
         reference_folder: str | Path | None = None,
         *,
         every: int = 10,
-        reward_energy_weight: float = 1.0,
-        beta_at: Callable[[int], float] | None = None,
+        weights_at: Callable[[int], Any] | None = None,
         gap_every: int = 0,
         max_length: int = 12,
     ) -> None:
         self.tokenizer, self.prompts, self.reference_folder = tokenizer, prompts, reference_folder
         self.every, self.gap_every, self.max_length = every, gap_every, max_length
-        self.reward_energy_weight, self.beta_at = reward_energy_weight, beta_at
+        self.weights_at = weights_at
         self.history: list[dict[str, float]] = []
         self._unlogged: dict[str, float] = {}
         self._reference: torch.nn.Module | None = None
@@ -105,12 +105,12 @@ class ExactCallback(TrainerCallback):
             with torch.random.fork_rng(devices=[]):
                 self._reference = AutoModelForCausalLM.from_pretrained(self.reference_folder).eval()
         reference = self._reference.to(next(model.parameters()).device)
-        beta, record = self.beta_at(step) if self.beta_at else 0.0, {}
+        weights, record = self.weights_at(step) if self.weights_at else None, {}
         for family, asked in self.prompts.items():
             terms = exact_terms(model, reference, self.tokenizer, asked, max_length=self.max_length)
             record[f"testbed/kl/{family}"] = terms.kl.mean().item()
-            if beta > 0:
+            if weights is not None and weights.beta > 0:
                 p_reference = exact_probabilities(reference, self.tokenizer, asked)
-                gap = exact_gap(terms, p_reference, beta=beta, reward_energy_weight=self.reward_energy_weight)
+                gap = exact_gap(terms, p_reference, beta=weights.beta, reward_energy_weight=weights.reward)
                 record[f"testbed/gap/{family}"] = gap.mean().item()
         return record

@@ -37,8 +37,12 @@ PROJECTIONS = ("reverse", "forward")
 
 
 def valid_rows(reward: Tensor, log_reference_ratio: Tensor | None, *, beta: float) -> BoolTensor:
-    """Rows that weights can be made of: a finite reward and, unless beta is 0, a finite log-ratio; any shape."""
-    return reward.isfinite() & log_reference_ratio.isfinite() if beta else reward.isfinite()
+    """Rows that weights can be made of: a finite reward and, unless beta is 0, a log-ratio below inf; any shape.
+
+    One of -inf is a completion outside the reference: a valid row of weight 0, so that `control_variate` pushes it
+    down.
+    """
+    return reward.isfinite() & (log_reference_ratio < torch.inf) if beta else reward.isfinite()
 
 
 def forward_advantages(
@@ -59,7 +63,8 @@ def forward_advantages(
 
     Args:
         reward: shape (N,); not finite (NaN: unscorable): the row is not valid.
-        log_reference_ratio: log ref(y) - log q(y) in nats, q the sampler, shape (N,); not finite: not valid.
+        log_reference_ratio: log ref(y) - log q(y) in nats, q the sampler, shape (N,); -inf: weight 0; NaN or inf: not
+            valid.
             Never read at beta = 0, where it may be None.
         group_size: G; divides N.
         reward_energy_weight: w_r; selection ignores it.
@@ -144,10 +149,10 @@ def _normalised(
                 "smallest reward that counts, or a positive beta"
             )
         chosen = valid & (reward >= threshold)
-        return (count * chosen / chosen.sum(-1, keepdim=True).clamp(min=1)).to(reward.dtype)
+        return ((count * chosen).double() / chosen.sum(-1, keepdim=True).clamp(min=1)).to(reward.dtype)
     log_weights = reward_energy_weight * reward.detach().double() / beta + log_ratio.detach().double()
-    shares = torch.where(valid, log_weights, -torch.inf).softmax(-1)
-    return torch.where(valid, count * shares, 0.0).to(reward.dtype)
+    log_weights = torch.where(valid, log_weights, -torch.inf)
+    return torch.where(log_weights > -torch.inf, count * log_weights.softmax(-1), 0.0).to(reward.dtype)
 
 
 def demonstration_loss(

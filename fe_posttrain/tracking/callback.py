@@ -262,7 +262,7 @@ class SupportCallback(TrainerCallback):
         if trainer.accelerator.is_main_process:
             prompts = np.array([prompt_key(prompt) for prompt in trainer.train_dataset["prompt"]], dtype=np.int64)
             weights = None
-            if not args.demonstration_energy_weight:  # with demonstrations the optimum is another
+            if args.has_gibbs_optimum:
                 weights = args.reward_energy_weight * trainer.reward_weights.cpu().numpy()
             self.riding = Riding(prompts, key.budget, key.delta, key.alpha, weights, args.num_generations)
             if not args.uses_reference:

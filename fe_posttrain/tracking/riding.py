@@ -151,7 +151,7 @@ def gibbs_weight(trainer, signal: Signal) -> float | None:
     """w_r times the reward's weight where F* follows from p_ref alone: the 0/1 signal is the only reward of a run with
     beta > 0 and without demonstrations; else None."""
     args = trainer.args
-    if not args.generates or args.demonstration_energy_weight or trainer._beta_in_force <= 0:
+    if not args.has_gibbs_optimum or trainer._beta_in_force <= 0:
         return None
     functions = [getattr(function, "function", None) for function in trainer.reward_funcs]
     if functions != [signal.function] or signal.threshold is not None:

@@ -14,6 +14,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, identity
 
 from fe_posttrain.training import demonstrations
+from fe_posttrain.training.demonstration_terms import is_plain, of_log_probs, of_logits
 from fe_posttrain.training.finite import stop_unless_finite
 from fe_posttrain.training.log_ratios import LogRatios
 
@@ -102,8 +103,11 @@ class RunsAsSFT(GRPOTrainer):
     def _sft_loss(self, model, inputs, return_outputs, num_items_in_batch):
         """SFTTrainer's loss with -log pi per sequence beside it, and under beta the penalty from the same forward."""
         sequences = demonstrations.count_sequences(inputs)
+        if self.args.demonstration_beta:
+            return self._soft_sft_loss(model, inputs, return_outputs, num_items_in_batch, sequences)
         log_reference = self._log_ratios.reference_of(inputs) if self.args.uses_reference else None
-        with _first_output(model) if log_reference is not None else nullcontext() as seen:
+        plain = is_plain(self.args)
+        with nullcontext() if plain and log_reference is None else _first_output(model) as seen:
             out = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         loss = out[0] if return_outputs else out
         weight = self.args.demonstration_energy_weight
@@ -116,16 +120,42 @@ class RunsAsSFT(GRPOTrainer):
             processes = self.accelerator.num_processes // self._tp_size if across else 1
             scale = processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
         self._record(mode, "free_energy/demonstration", weight * loss.detach() / scale, sequences)
+        if not plain:
+            trained = inputs["labels"][:, 1:] != -100
+            loss = scale * of_log_probs(self.args, seen[0].log_probs, seen[0].entropy, trained).energy.sum()
         loss = loss if weight == 1 else weight * loss
         if log_reference is not None:
             log_ratios = self._log_ratios.of(inputs, log_reference, seen[0].log_probs)
             loss = loss + scale * self._penalty(mode, log_ratios, sequences)
         return (loss, out[1]) if return_outputs else loss
 
+    def _soft_sft_loss(self, model, inputs, return_outputs, num_items_in_batch, sequences: int):
+        """The mean over tokens of the distance to a soft target. TRL calls for it with the logits of a forward of its
+        own, and makes another one, without gradient, for its metrics."""
+        found = []
+
+        def loss_of(outputs, labels, num_items_in_batch=None):
+            called = {key: value for key, value in inputs.items() if key != "labels"}
+            found.append(of_logits(self, outputs.logits, called, labels))
+            tokens = (labels[:, 1:] != -100).sum() if num_items_in_batch is None else num_items_in_batch
+            return self.args.demonstration_energy_weight * found[0].energy.sum() / torch.as_tensor(tokens).clamp(min=1)
+
+        self.compute_loss_func = loss_of
+        try:
+            out = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.compute_loss_func = None
+        loss = out[0] if return_outputs else out
+        stop_unless_finite(self.accelerator, "demonstration", loss, loss.reshape(1))
+        mode = "train" if self.model.training else "eval"
+        summed = self.args.demonstration_energy_weight * found[0].negative_log_probs.sum()
+        self._record(mode, "free_energy/demonstration", summed, sequences)
+        return out
+
     def _penalty(self, mode: str, log_ratios: Tensor, sequences: int) -> Tensor:
         """beta/2 sum l^2 over the demonstrations of a micro-batch; l in nats, 0 for those without trained tokens."""
         if mode == "train":
-            self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
+            self._beta_in_force = self.args.weights_at(self.state.global_step, self.state.max_steps).beta
         halved_squares = log_ratios.square().sum() / 2
         stop_unless_finite(self.accelerator, "demonstration penalty", halved_squares, log_ratios)
         self._record(mode, "free_energy/demonstration_penalty", halved_squares.detach(), sequences)

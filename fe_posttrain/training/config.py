@@ -2,23 +2,21 @@
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from peft import PeftConfig
 from trl import GRPOConfig, ModelConfig, SFTConfig, get_quantization_config
 from trl import get_peft_config as trl_peft_config
 
-from fe_posttrain.theory.schedules import BETA_SCHEDULES, beta_at
-from fe_posttrain.training import prefix_settings
-from fe_posttrain.training.limits import out_of_limits
-from fe_posttrain.training.prefix_settings import Entry
+from fe_posttrain.training.conflicts import problems
+from fe_posttrain.training.gates import SCHEDULE_OF, Weights, schedule, values_of
 
 __all__ = [  # TRL's three: for recipes
     "FreeEnergyConfig",
     "ModelConfig",
     "get_peft_config",
     "get_quantization_config",
-    "what_changes_the_optimum",
 ]
 
 # GRPOConfig and SFTConfig give these different defaults. `None` stands for "that of the method that the run is".
@@ -49,8 +47,26 @@ class FreeEnergyConfig(GRPOConfig):
         reward_energy_weight: w_r, weight of the reward energy (energy units per unit of reward).
         demonstration_energy_weight: w_d, weight of the demonstrations' negative log-likelihood.
         beta: KL coefficient = temperature, in energy units per nat (0: no KL, no reference, no gap).
-        beta_schedule: how beta moves from `beta` to `beta_final` over the run: constant, linear or cosine.
-        beta_final: last value of beta; needed by every schedule but constant.
+        reward_energy_schedule, demonstration_energy_schedule, beta_schedule: how the weight moves over the run; none:
+            not at all. `{linear: {final: 0.0}}`, `{cosine: {...}}` or `{switch: {final: 1.0, until: 300}}`, reached
+            at step `until` (default the last); `warmup` steps from `initial` to the weight go before (below 1: shares
+            of the run). Or a function f(step, total_steps, value) by dotted path.
+        gate: what the rewards of a prompt's group do to its terms: `threshold`, `failure_rate`, `unsolved`, `entropy`
+            (theory/gates.py), or a function by dotted path. Multiplies the reward's advantages and the weight of the
+            prompt's own demonstration. Such a run has no F of its own, and shows no gap.
+        success_threshold: reward from which a completion counts as solved, for gates, selection and the buffer.
+        reward_projection: `reverse` (descend F on the policy's samples), `forward` (fit the same target by weighted
+            samples), or `alternating` between both every `projection_period` steps, reverse first.
+        forward_sampler: what forward projection is fitted to: `policy`, its own rollouts, or `bank`: `bank_draws`
+            completions of every prompt by the reference, drawn once, each weighted by e^{w_r r/beta} over the mean of
+            all of its prompt's. At beta = 0 those with reward >= success_threshold count, and no others.
+        bank_refresh_steps: steps after which the bank is drawn again, from the policy as it is, with weights corrected
+            by ref/q; 0: never.
+        demonstration_projection: the demonstration energy -1[y_t = y*_t] of each token, at temperature
+            demonstration_beta: `forward` (cross-entropy; SFT at 0) or `reverse` (DFT at 0).
+        demonstration_beta: 1/lambda, per token; above 0 the target is softmax(log reference + lambda 1[y*]).
+        demonstration_shaping: phi, a factor of each demonstrated token's -log pi: `probability`, `uncertainty`,
+            `shrinking`, `confidence` (theory/projections.py), or a function by dotted path.
         kl_sampler: what the KL is taken on: `policy` (default; rollouts, exact), or `demonstrations`: no rollouts are
             made, and beta KL is replaced by beta/2 E_demonstrations[l^2], l = log pi(y|x) - log reference(y|x). Its
             optimum is l = w_d/beta on every demonstration, where normalisation leaves room; mass elsewhere is not
@@ -80,6 +96,15 @@ class FreeEnergyConfig(GRPOConfig):
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
+        failure_buffer: demonstrations that wait until they are trained on, 0: none do. Instead of at every step, a
+            demonstration (column `demonstration`) is then read after all rollouts of its prompt failed, by an AdamW of
+            its own between two steps (ReLIFT). Needs w_r > 0 and w_d > 0; w_d scales these steps alone.
+        failure_buffer_batch_size: demonstrations in one of the buffer's optimizer steps, all devices together; default
+            `per_device_train_batch_size`. A device forwards at most `per_device_demonstration_batch_size` at once.
+        failure_buffer_learning_rate: of these steps, constant; default `learning_rate`.
+        failure_buffer_max_grad_norm: to which their gradient is clipped; 0: it is not.
+        failure_buffer_format: a function as in `reward_funcs`, above 0 where a completion is well-formatted: prompts
+            with any other one stay out.
         reward_fault_policy: what follows when a reward function raises, hangs or returns what is no reward: `stop`
             (default), or `mask`: the row is left out of the loss and counted, and the other rows' advantages are
             as if it were absent.
@@ -93,15 +118,39 @@ class FreeEnergyConfig(GRPOConfig):
     reward_energy_weight: float = _key(1.0, "w_r: weight of the reward energy.")
     demonstration_energy_weight: float = _key(0.0, "w_d: weight of the demonstrations' -log pi.")
     estimator: str = _key("sequence", "Gradient estimator: sequence, sequence_to_go or trl.")
-    beta_schedule: str = _key("constant", "How beta moves to beta_final: constant, linear or cosine.")
-    beta_final: float | None = _key(None, "Value of beta at the last step.")
+    reward_energy_schedule: str | dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "How w_r moves: {linear|cosine|switch: {final, until, warmup}}."}
+    )
+    demonstration_energy_schedule: str | dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "How w_d moves, likewise."}
+    )
+    beta_schedule: str | dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "How beta moves, likewise."}
+    )
+    gate: str | dict[str, dict[str, Any]] | None = field(
+        default=None,
+        metadata={"help": "Factors of a prompt's terms by its group's rewards: threshold, failure_rate, ..."},
+    )
+    success_threshold: float = _key(1.0, "Reward from which a completion counts as solved.")
+    reward_projection: str = _key("reverse", "How the reward's target is approached: reverse, forward, alternating.")
+    projection_period: int = _key(10, "Under alternating: optimizer steps of one projection.")
+    forward_sampler: str = _key("policy", "What forward projection is fitted to: policy (rollouts) or bank.")
+    bank_draws: int = _key(64, "Completions of each prompt in the bank.")
+    bank_refresh_steps: int = _key(0, "Steps after which the bank is drawn from the policy as it is; 0: never.")
+    demonstration_projection: str = _key("forward", "forward (SFT at temperature 0) or reverse (DFT).")
+    demonstration_beta: float = _key(0.0, "Temperature per token of the demonstrations' target; 0: one token alone.")
+    demonstration_shaping: str | dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "Factor of each demonstrated token: probability, uncertainty, ..."}
+    )
     share_prompts: bool | None = _key(None, "Forward a prompt once for its group; default on, off under trl.")
     compile_generation: bool = _key(False, "On a GPU: compiled decoding over a static cache (not yet run there).")
     quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
     kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
     prefix_share: float = _key(0.0, "Share of its demonstration that a rollout starts with; 0: none.")
-    prefix_schedule: Entry = _key(None, "How prefix_share moves: {cosine: {final: 0.05, until: 0.6}}.")  # noqa: RUF009
+    prefix_schedule: str | dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "How prefix_share moves: {cosine: {final: 0.05, until: 0.6}}."}
+    )
     prefix_law: str = _key("fixed", "Length of a prefix: fixed (the share, rounded) or binomial.")
     prefix_rollouts: int | None = _key(None, "Rollouts of each group that start so; default all.")
     prefix_update: str = _key("none", "What of a prefix joins the reward term: none or uncertain.")
@@ -109,6 +158,11 @@ class FreeEnergyConfig(GRPOConfig):
     prefix_likelihood_weight: float = _key(0.0, "Weight of the prefix tokens' -log pi.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
+    failure_buffer: int = _key(0, "Demonstrations of prompts that failed to collect before training on them; 0: off.")
+    failure_buffer_batch_size: int | None = _key(None, "Demonstrations in an optimizer step of the failure buffer.")
+    failure_buffer_learning_rate: float | None = _key(None, "Of the failure buffer's steps; default learning_rate.")
+    failure_buffer_max_grad_norm: float = _key(1.0, "Clips the gradient of the failure buffer's steps; 0: no.")
+    failure_buffer_format: str | None = _key(None, "As in reward_funcs: above 0 where a completion is well-formatted.")
     reward_fault_policy: str = _key("stop", "When a reward function fails on a row: stop, or mask the row.")
     reward_fault_limit: float = _key(0.1, "Under mask: the share of failed rows in a batch above which to stop.")
     reward_timeout: float | None = _key(300.0, "Seconds a reward function may take for a batch; null: no limit.")
@@ -145,24 +199,68 @@ class FreeEnergyConfig(GRPOConfig):
 
         With beta = 0 it *is* SFTTrainer's; with `kl_sampler: demonstrations` the penalty is added to its loss.
         """
-        return self.reward_energy_weight == 0 and (self.kl_sampler == "demonstrations" or not self.uses_reference)
+        return not self.uses_reward and (self.kl_sampler == "demonstrations" or not self.uses_reference)
+
+    @property
+    def uses_reward(self) -> bool:
+        """Whether w_r is positive at any step."""
+        return self._ever_positive("reward_energy_weight")
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        """Whether w_d is positive at any step."""
+        return self._ever_positive("demonstration_energy_weight")
+
+    @property
+    def reads_demonstrations(self) -> bool:
+        """Whether demonstrations are read at all: for their own term of F, or to start rollouts inside them."""
+        return self.uses_demonstrations or self.prefix_share > 0
 
     @property
     def uses_reference(self) -> bool:
         """Whether beta is positive at any step."""
-        return self.beta > 0 or bool(self.beta_final)
+        return self._ever_positive("beta")
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the reference is needed at all: for the KL, or for the target of demonstrations."""
+        return self.uses_reference or self.demonstration_beta > 0
+
+    @property
+    def has_gibbs_optimum(self) -> bool:
+        """Whether F has the optimum of reward and KL alone, so that a gap can be shown where beta is positive.
+
+        Not with demonstrations, a gate on the group's own rewards, a reference that moves, or a w_r that does.
+        """
+        moves = self.sync_ref_model or self.reward_energy_schedule is not None
+        return self.generates and self.uses_reward and not (self.uses_demonstrations or self.gate is not None or moves)
+
+    def _ever_positive(self, weight: str) -> bool:
+        values = self.values_of(weight)
+        return values is None or any(value > 0 for value in values)
+
+    def values_of(self, weight: str) -> tuple[float, ...] | None:
+        """The values between which a weight moves; None where only a user's function knows."""
+        return values_of(getattr(self, SCHEDULE_OF[weight]), getattr(self, weight))
 
     def faults_to_look_for(self, rows: int) -> int:
         """Faulty rewards among `rows` of one process from which the run stops, whatever the others hold."""
         return 1 if self.reward_fault_policy == "stop" else int(self.reward_fault_limit * rows * self.world_size) + 1
 
-    def beta_at(self, step: int, total_steps: int) -> float:
-        """beta in force at optimizer step `step` (from 0) of `total_steps`."""
-        return beta_at(step, total_steps, beta=self.beta, beta_final=self.beta_final, schedule=self.beta_schedule)
+    def weights_at(self, step: int, total_steps: int) -> Weights:
+        """w_r, w_d and beta in force at optimizer step `step` (from 0) of `total_steps`."""
+        moving = (schedule(key, getattr(self, key), getattr(self, name)) for name, key in SCHEDULE_OF.items())
+        return Weights(*(weight(step, total_steps) for weight in moving))
+
+    def projects_forward(self, step: int) -> bool:
+        """Whether the reward's target is approached by forward projection at optimizer step `step`."""
+        if self.reward_projection == "alternating":
+            return step // self.projection_period % 2 == 1
+        return self.reward_projection == "forward"
 
     def __post_init__(self) -> None:
-        if problems := self._problems():
-            raise ValueError("FreeEnergyConfig:\n" + "\n".join(f"  - {line}" for line in problems))
+        if found := problems(self):
+            raise ValueError("FreeEnergyConfig:\n" + "\n".join(f"  - {line}" for line in found))
         like = SFTConfig if self.is_sft else GRPOConfig
         for name in _SHARED:
             if getattr(self, name) is None:
@@ -193,55 +291,6 @@ class FreeEnergyConfig(GRPOConfig):
         if batch % self.num_generations and self.generation_batch_size is None:
             self.num_generations, self.steps_per_generation = 2, 2
 
-    def _problems(self) -> list[str]:
-        found = [f"{key}: {text}" for key, text in out_of_limits(FreeEnergyConfig, vars(self))]
-        if not any((self.reward_energy_weight, self.demonstration_energy_weight, self.beta, self.beta_final)):
-            found.append(
-                "reward_energy_weight: 0, like demonstration_energy_weight and beta; F would be constant; "
-                "write 1 for one of them"
-            )
-        if self.loss_type not in (None, "dr_grpo") and self.estimator.startswith("sequence") and not self.is_sft:
-            found.append(
-                f"loss_type: {self.loss_type!r}; estimator {self.estimator} divides F by one constant (dr_grpo) "
-                "and by nothing else; leave it out, or write estimator: trl"
-            )
-        if self.beta_schedule in BETA_SCHEDULES and (self.beta_schedule == "constant") != (self.beta_final is None):
-            found.append(
-                f"beta_final: {self.beta_final} with beta_schedule {self.beta_schedule}; a schedule needs its last "
-                "value and a constant has none; write both or neither"
-            )
-        if self.quiet_group_rate != 1 and self.estimator == "trl":
-            found.append(
-                f"quiet_group_rate: {self.quiet_group_rate} with estimator trl; TRL's step is left as it is; leave it "
-                "out, or take another estimator"
-            )
-        if self.kl_sampler == "demonstrations":
-            found += self._problems_on_demonstrations()
-        found += prefix_settings.problems(self)
-        if self.packing and self.packing_strategy == "wrapped" and not self.is_sft:
-            found.append(
-                "packing_strategy: wrapped; it cuts sequences, and beside rollouts each one is a term of F; write bfd"
-            )
-        return found
-
-    def _problems_on_demonstrations(self) -> list[str]:
-        """What `kl_sampler: demonstrations` cannot stand."""
-        found = []
-        if self.reward_energy_weight or not (self.demonstration_energy_weight and self.uses_reference):
-            beta = self.beta if self.beta_final is None else f"{self.beta} -> {self.beta_final}"
-            found.append(
-                f"kl_sampler: demonstrations with reward_energy_weight {self.reward_energy_weight}, "
-                f"demonstration_energy_weight {self.demonstration_energy_weight} and beta {beta}; it makes no rollouts "
-                "and penalises how far demonstrations move; write reward_energy_weight: 0 and the other two positive, "
-                "or kl_sampler: policy"
-            )
-        if self.packing and self.packing_strategy != "bfd":
-            found.append(
-                f"packing_strategy: {self.packing_strategy}; it cuts sequences, and under kl_sampler: demonstrations "
-                "the log-ratio of each whole one is a term of F; write bfd"
-            )
-        return found
-
 
 def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
     """TRL's adapter of a recipe, with a list of one target module taken for its name.
@@ -253,77 +302,3 @@ def get_peft_config(model_config: ModelConfig) -> PeftConfig | None:
     if config is not None and isinstance(name, str) and name != "all-linear" and re.fullmatch(r"[\w.]+", name):
         config.target_modules = {name}
     return config
-
-
-_MOVING_REFERENCE = "sync_ref_model: the reference moves, so F is measured against a target that moves too."
-_PENALISES_DEMONSTRATIONS = (
-    "kl_sampler: demonstrations penalises the squared log-ratio of demonstrations, not KL(pi || reference): it ends at "
-    "log pi - log reference = demonstration_energy_weight / beta on each of them, where normalisation leaves room, and "
-    "holds no probability elsewhere."
-)
-
-# Settings under which the run does not end at the written optimum, and what they do, in plain words.
-_CHANGES_OPTIMUM = (
-    (
-        lambda a: a.scale_rewards != "none",
-        "scale_rewards: {scale_rewards} divides advantages by the reward's standard deviation: the temperature "
-        "becomes beta * std(reward | prompt) and shrinks as the policy sharpens.",
-    ),
-    (
-        lambda a: a.estimator == "trl" and a.uses_reference,
-        "estimator: trl takes the KL per token (k3 times ratio): it forgets a token's effect on later KL.",
-    ),
-    (
-        lambda a: a.estimator == "trl" and a.loss_type != "dr_grpo",
-        "loss_type: {loss_type} divides by lengths that vary: terms of F are reweighted by completion length.",
-    ),
-    (
-        lambda a: a.top_p < 1 or a.top_k > 0 or a.min_p or a.repetition_penalty != 1.0,
-        "top_p, top_k, min_p or repetition_penalty: samples come from a truncated policy, log-probs from the whole.",
-    ),
-    (
-        lambda a: bool(a.generation_kwargs),
-        "generation_kwargs: {generation_kwargs} may change what is sampled, and log-probs do not know of it.",
-    ),
-    (
-        lambda a: a.temperature != 1.0,
-        "temperature: {temperature}: reward and KL are those of the policy at this temperature, not of the model.",
-    ),
-    (
-        lambda a: a.gradient_accumulation_steps % (a.steps_per_generation * a.num_iterations) != 0,
-        "num_iterations, steps_per_generation: steps on older rollouts weigh tokens by a ratio clipped at epsilon.",
-    ),
-    (
-        lambda a: a.use_vllm and a.vllm_importance_sampling_correction,
-        "use_vllm: the ratio between trainer and vLLM is {vllm_importance_sampling_mode} and capped.",
-    ),
-    (
-        lambda a: a.mask_truncated_completions,
-        "mask_truncated_completions: completions without an end token have no term in F.",
-    ),
-    (
-        lambda a: a.top_entropy_quantile < 1.0,
-        "top_entropy_quantile: only tokens of high entropy are trained.",
-    ),
-    (
-        lambda a: a.entropy_coef != 0 or a.use_adaptive_entropy,
-        "entropy_coef: an entropy bonus is added to F.",
-    ),
-    (
-        lambda a: a.off_policy_mask_threshold is not None,
-        "off_policy_mask_threshold: rows are left out by their own advantage.",
-    ),
-    (lambda a: a.prefix_share > 0, prefix_settings.CHANGES_OPTIMUM),
-    (
-        lambda a: a.sync_ref_model,
-        _MOVING_REFERENCE,
-    ),
-)
-
-
-def what_changes_the_optimum(args: FreeEnergyConfig) -> list[str]:
-    """One sentence for each setting of `args` that moves the run's fixed point away from the optimum of F."""
-    if args.is_sft:
-        moving = [_MOVING_REFERENCE] if args.sync_ref_model else []
-        return [_PENALISES_DEMONSTRATIONS, *moving] if args.uses_reference else []
-    return [text.format(**vars(args)) for applies, text in _CHANGES_OPTIMUM if applies(args)]

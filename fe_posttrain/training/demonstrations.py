@@ -1,7 +1,7 @@
 """Demonstrations: prepared as SFTTrainer prepares them, and read in an order that depends on the step alone."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pyarrow.compute as pc
@@ -23,7 +23,7 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
     """The demonstrations of a run, or one message about what is missing or contradicts itself."""
     columns = getattr(train_dataset, "column_names", None) or []
     paired = PAIRED in columns
-    if demo_dataset is not None and not args.demonstration_energy_weight:
+    if demo_dataset is not None and not args.uses_demonstrations:
         raise ValueError(
             "demonstration_energy_weight: 0 with a demo_dataset; it would never be read; write a positive weight or "
             "leave the demonstrations out"
@@ -33,13 +33,18 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
             "demo_dataset: given beside a column `demonstration` of train_dataset; a run has one source of "
             "demonstrations; leave one out"
         )
+    if demo_dataset is not None and args.failure_buffer:
+        raise ValueError(
+            "failure_buffer: positive with a demo_dataset; it holds the demonstrations of prompts that failed, and a "
+            "stream has none of theirs; give train_dataset a column `demonstration`, or write failure_buffer: 0"
+        )
     if args.prefix_share and not paired:
         raise ValueError(
             f"prefix_share: {args.prefix_share} without paired demonstrations; a rollout starts inside that of its own "
             "prompt; give train_dataset a column `demonstration`, or leave it out"
         )
     if not args.is_sft:
-        if args.demonstration_energy_weight and demo_dataset is None and not paired:
+        if args.uses_demonstrations and demo_dataset is None and not paired:
             raise ValueError(
                 "demo_dataset: missing with demonstration_energy_weight "
                 f"{args.demonstration_energy_weight}; pass rows of prompt and completion, or give train_dataset a "
@@ -59,11 +64,30 @@ class DemonstrationBatch:
     """One micro-batch of demonstrations.
 
     `inputs`: what the model is called with. `weights` (rows,): what each row's -log pi counts, so that the sum
-    over all micro-batches and processes of a step is a mean over that step's demonstrations.
+    over all micro-batches and processes of a step is a mean over that step's demonstrations. `rollouts` (rows,): where
+    each row's prompt first stands among this process's rollouts; None for a stream of their own.
     """
 
     inputs: dict[str, Tensor]
     weights: Tensor
+    rollouts: Tensor | None = None
+
+    def gated(self, factors: Tensor | None, first_row: int, group: int) -> "DemonstrationBatch":
+        """The same with weights times the factor of each row's group, (groups,); `first_row` of this process."""
+        if factors is None or self.rollouts is None:
+            return self
+        chosen = factors.cpu()[(first_row + self.rollouts) // group]
+        return replace(self, weights=self.weights * chosen)
+
+    def without_weightless(self) -> "DemonstrationBatch | None":
+        """The rows that count; None where none does."""
+        kept = self.weights != 0
+        if kept.all():
+            return self
+        if not kept.any():
+            return None
+        inputs = {key: value[kept] for key, value in self.inputs.items()}
+        return DemonstrationBatch(inputs, self.weights[kept], None if self.rollouts is None else self.rollouts[kept])
 
 
 def prepare(rows: Dataset | IterableDataset, tokenizer, args: FreeEnergyConfig, *, shuffle: bool):
@@ -198,12 +222,15 @@ class PairedDemonstrations:
             size = len(rows) // self.slices
             part = (first_micro_step + micro) % self.slices
             counts: dict[int, int] = {}
-            for row in rows[part * size : (part + 1) * size]:
+            first: dict[int, int] = {}
+            for place, row in enumerate(rows[part * size : (part + 1) * size], start=part * size):
                 if row[PAIRED_ROW] in self.rows:
                     counts[row[PAIRED_ROW]] = counts.get(row[PAIRED_ROW], 0) + 1
+                    first.setdefault(row[PAIRED_ROW], place)
             if not counts:  # a forward all the same, with weight 0: under DDP every process makes as many
-                counts = {next(iter(self.rows)): 0}
+                counts = first = {next(iter(self.rows)): 0}
             total = size * world * len(micro_batches)
             inputs = self.collate([self.rows[key] for key in counts])
-            batches.append(DemonstrationBatch(inputs, torch.tensor(list(counts.values())) / total))
+            weights = torch.tensor(list(counts.values())) / total
+            batches.append(DemonstrationBatch(inputs, weights, torch.tensor(list(first.values()))))
         return batches

@@ -15,8 +15,6 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from fe_posttrain.theory.schedules import BETA_SCHEDULES
-
 PREFIX_LAWS, PREFIX_UPDATES = ("fixed", "binomial"), ("none", "uncertain")
 ESTIMATORS = ("sequence", "sequence_to_go", "trl")
 KL_SAMPLERS = ("policy", "demonstrations")
@@ -61,20 +59,20 @@ PORT = Range("it is a port", 1, 65535)
 TEMPERATURE = Range("logits are divided by it", 0, open_low=True)
 
 _RANGES: dict[Range, str] = {
-    WEIGHT: "reward_energy_weight demonstration_energy_weight beta beta_final prefix_likelihood_weight",
+    WEIGHT: "reward_energy_weight demonstration_energy_weight beta prefix_likelihood_weight",
     COUNT: "per_device_train_batch_size per_device_eval_batch_size per_device_demonstration_batch_size "
     "gradient_accumulation_steps eval_accumulation_steps steps_per_generation generation_batch_size num_iterations "
     "num_generations_eval max_completion_length max_length dataset_num_proc vllm_max_model_length "
     "vllm_tensor_parallel_size ref_model_sync_steps max_tool_calling_iterations "
     "save_total_limit torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb pad_to_multiple_of "
     "lora_r lora_alpha prompt_rows demonstration_rows probe_rows probe_steps support_rows support_budget "
-    "support_batch_size prefix_rollouts",
+    "support_batch_size bank_draws projection_period failure_buffer_batch_size prefix_rollouts",
     Range("a group is compared with itself", 2): "num_generations",
     Range("draws are split in halves", 2): "support_draws support_reference_draws support_displacement_rows",
     Range("it counts optimizer steps; -1 leaves it to num_train_epochs", 1, also=(-1,)): "max_steps",
     Range("it counts tokens; 0 keeps all", 0, also=(-1,)): "top_k",
     COUNT_FROM_0: "dataloader_num_workers num_completions_to_print support_steps support_displacement_steps "
-    "reference_cache_mib",
+    "reference_cache_mib bank_refresh_steps failure_buffer",
     STEPS: "save_steps logging_steps",
     Range("it counts optimizer steps, or below 1 is a share of the run", 0): "eval_steps eval_delay warmup_steps",
     POSITIVE: "num_train_epochs loss_divisor repetition_penalty delta sapo_temperature_neg sapo_temperature_pos "
@@ -83,7 +81,8 @@ _RANGES: dict[Range, str] = {
     TEMPERATURE: "temperature",
     NOT_NEGATIVE: "learning_rate weight_decay max_grad_norm epsilon epsilon_high vespo_lambda_pos vespo_lambda_neg "
     "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target vllm_importance_sampling_clip_min "
-    "router_aux_loss_coef neftune_noise_alpha",
+    "router_aux_loss_coef neftune_noise_alpha demonstration_beta failure_buffer_learning_rate "
+    "failure_buffer_max_grad_norm",
     SHARE: "min_p top_entropy_quantile ref_model_mixup_alpha reward_fault_limit label_smoothing_factor prefix_share",
     Range("it is a share of the probability", 0, 1, open_low=True): "top_p",
     Range("it is a share of a prefix, one token of it at least", 0, 1, open_low=True): "prefix_update_share",
@@ -105,7 +104,9 @@ CHOICES: dict[str, tuple] = {
     "kl_sampler": KL_SAMPLERS,
     "prefix_law": PREFIX_LAWS,
     "prefix_update": PREFIX_UPDATES,
-    "beta_schedule": tuple(BETA_SCHEDULES),
+    "reward_projection": ("reverse", "forward", "alternating"),
+    "forward_sampler": ("policy", "bank"),
+    "demonstration_projection": ("forward", "reverse"),
     "reward_fault_policy": ("stop", "mask"),
     "loss_type": ("dr_grpo", "grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
     "scale_rewards": ("none", "group", "batch", False, True),

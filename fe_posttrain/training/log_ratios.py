@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from trl.trainer.utils import use_adapter
 
 from fe_posttrain.training import reference
 from fe_posttrain.training.reference_cache import ReferenceCache, cache_file
@@ -103,24 +101,8 @@ class LogRatios:
 
     def _score(self, inputs: dict[str, Tensor]) -> Tensor:
         """(rows, T - 1) by the forward of the loss, without dropout and gradients."""
-        with torch.no_grad(), self._at_reference() as model:
+        with torch.no_grad(), reference.scoring(self.trainer) as model:
             return model(**inputs, use_cache=False, fused_lm_head=True).log_probs.float()
-
-    @contextmanager
-    def _at_reference(self):
-        """The reference: a model of its own, or the policy with its adapter off."""
-        trainer = self.trainer
-        if trainer.ref_model is not None:
-            yield trainer.ref_model
-            return
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        training = policy.training
-        policy.eval()
-        try:
-            with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-                yield trainer.model
-        finally:
-            policy.train(training)
 
     def of(self, inputs: dict[str, Tensor], log_reference: Tensor, log_policy: Tensor) -> Tensor:
         """l of each sequence of a batch, (sequences,), nats; its gradient is the policy's.

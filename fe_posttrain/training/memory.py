@@ -67,6 +67,8 @@ def estimate_memory(args: FreeEnergyConfig, model, prompt: int, demonstration: i
         parts.append(Part("gradient buckets", gradients, "DDP's copy of the gradients"))
     if "adamw_torch" in args.optim:
         parts.append(Part("AdamW", 2 * gradients, "two moments a trained parameter, the same type"))
+    if args.failure_buffer:
+        parts.append(Part("failure buffer", 2 * gradients, "two moments of an AdamW of its own"))
     if args.uses_reference and not is_peft_model(model):
         parts.append(Part("reference", weights, "a snapshot of the weights"))
     config = model.config.get_text_config()

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fe_posttrain.theory.schedules import scheduled
+from fe_posttrain.training.gates import schedule
 
 if TYPE_CHECKING:
     from fe_posttrain.training.config import FreeEnergyConfig
 
-Entry = str | dict[str, dict[str, Any]] | None  # a schedule as a recipe holds it
-_TRIAL_STEPS = 1000  # a schedule is tried on a run of this length
 DEFAULTS: dict[str, Any] = {
     "prefix_schedule": None,
     "prefix_law": "fixed",
@@ -31,25 +29,7 @@ def share_at(args: "FreeEnergyConfig", step: int, total_steps: int) -> float:
     Raises:
         ValueError: as `prefix_schedule: what; why; what to write`.
     """
-    entry = args.prefix_schedule
-    if entry is None:
-        return args.prefix_share
-    ((kind, arguments),) = ({entry: {}} if isinstance(entry, str) else entry).items()
-    return scheduled(step, total_steps, value=args.prefix_share, kind=kind, **arguments)
-
-
-def _of_schedule(args: "FreeEnergyConfig") -> Iterator[str]:
-    entry = args.prefix_schedule
-    if isinstance(entry, dict) and [type(arguments) for arguments in entry.values()] != [dict]:
-        yield f"prefix_schedule: {entry}; it is one kind with its arguments; write {{cosine: {{final: 0.05}}}}"
-        return
-    try:
-        shares = [share_at(args, step, _TRIAL_STEPS) for step in range(_TRIAL_STEPS)]
-    except (TypeError, ValueError) as error:
-        yield f"prefix_schedule: {error}"
-        return
-    if wrong := [share for share in shares if not 0 <= share <= 1]:
-        yield f"prefix_schedule: {wrong[0]:g} on its way; it moves a share; write values from 0 to 1"
+    return schedule("prefix_schedule", args.prefix_schedule, args.prefix_share)(step, total_steps)
 
 
 def problems(args: "FreeEnergyConfig") -> Iterator[str]:
@@ -62,7 +42,6 @@ def problems(args: "FreeEnergyConfig") -> Iterator[str]:
                     "write a positive prefix_share, or remove it"
                 )
         return
-    yield from _of_schedule(args)
     if args.is_sft or args.estimator == "trl" or args.use_vllm:
         what = "a run without rollouts" if args.is_sft else "use_vllm" if args.use_vllm else "estimator trl"
         yield (
@@ -74,6 +53,12 @@ def problems(args: "FreeEnergyConfig") -> Iterator[str]:
             f"prefix_share: {args.prefix_share} with packing or padding_free; demonstrations that rollouts start in "
             "are paired with prompts, row by row; write packing: false and padding_free: false"
         )
+    for key, without in (("reward_projection", "reverse"), ("gate", None), ("failure_buffer", 0)):
+        if getattr(args, key) != without:
+            yield (
+                f"prefix_share: {args.prefix_share} with {key} {getattr(args, key)}; that takes rollouts for the "
+                "policy's own draws from the prompt on; remove one of them"
+            )
     if args.prefix_rollouts is not None and args.prefix_rollouts > args.num_generations:
         yield (
             f"prefix_rollouts: {args.prefix_rollouts} with num_generations {args.num_generations}; a group has no more "

@@ -33,7 +33,6 @@ from torch import Tensor
 from trl.models.utils import disable_gradient_checkpointing
 
 from fe_posttrain.sequences.sampling import Drawn
-from fe_posttrain.training.demonstrations import PAIRED_ROW
 from fe_posttrain.training.finite import stop_unless_finite
 from fe_posttrain.training.prefix_settings import share_at
 
@@ -100,9 +99,9 @@ class Prefixes:
         """Whether the generation at hand may hold rows with a prefix; the same on every process."""
         return self._share > 0
 
-    def begin(self, inputs: list[dict], mode: str) -> None:
-        """Before a generation of `inputs`: what share is in force, and which demonstration each row has."""
-        self._of_row = [row.pop(PAIRED_ROW, None) for row in inputs]
+    def begin(self, dataset_rows: list[int | None], mode: str) -> None:
+        """Before a generation of these rows of the dataset: what share is in force."""
+        self._of_row = dataset_rows
         state = self._trainer.state
         self._share = share_at(self._args, state.global_step, state.max_steps) if mode == "train" else 0.0
 
@@ -204,11 +203,11 @@ class Prefixes:
         found[rows, :width] = scored.float()
         return found.masked_fill(~inside, 0.0)
 
-    def rows_with_gradient(self, inputs: dict) -> Tensor | bool:
-        """Rows (B,) of a loss's batch that have a gradient whatever their advantage: hints whose likelihood counts."""
-        if not self._args.prefix_likelihood_weight or "prefix_mask" not in inputs:
-            return False
-        return inputs["prefix_mask"].any(1)
+    def with_hints(self, inputs: dict, rows: Tensor | None) -> Tensor | None:
+        """Rows (B,) of a loss's batch with a gradient: `rows`, and those whose hint's likelihood counts; None: all."""
+        if rows is None or not self._args.prefix_likelihood_weight or "prefix_mask" not in inputs:
+            return rows
+        return rows | inputs["prefix_mask"].any(1)
 
     def likelihood(self, inputs: dict, log_probs: Tensor) -> Tensor | float:
         """w mean over rows of -log pi(prefix), over the constant divisor, of one micro-batch; recorded undivided.
@@ -228,4 +227,6 @@ class Prefixes:
         stop_unless_finite(trainer.accelerator, "prefix likelihood", energy, per_row)
         recorded = trainer.accelerator.gather(energy.detach().reshape(1)).mean().item()
         trainer._metrics["train"]["free_energy/demonstration"].append(recorded)
+        hints = inputs["prefix_mask"]
+        trainer._account.add(gradient_tokens=hints.sum(), demonstrations=hints.any(1).sum())
         return energy / trainer._divisor / trainer.current_gradient_accumulation_steps

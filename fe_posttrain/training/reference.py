@@ -21,7 +21,7 @@ def snapshot_is_ours(model, args: FreeEnergyConfig, peft_config) -> bool:
     fails or gets other weights. Under ZeRO-3 the weights are sharded from the start and only TRL's way works.
     """
     adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
-    return args.uses_reference and not adapted and not is_deepspeed_zero3_enabled()
+    return args.keeps_reference and not adapted and not is_deepspeed_zero3_enabled()
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def without_reload(args: FreeEnergyConfig, active: bool):
     if active:
         args.beta, args.sync_ref_model = 0.0, False
     elif args.uses_reference and args.beta == 0:  # a schedule that starts at 0 still needs TRL's reference
-        args.beta = args.beta_final
+        args.beta = 1.0
     try:
         yield
     finally:
@@ -71,6 +71,22 @@ def in_place(trainer, kept=None):
     else:
         with kept.swapped_in(policy):
             yield policy
+
+
+@contextmanager
+def scoring(trainer):
+    """The reference as it is called on demonstrations: a model of its own, or the policy with its adapter off."""
+    if trainer.ref_model is not None:
+        yield trainer.ref_model
+        return
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    training = policy.training
+    policy.eval()
+    try:
+        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+            yield trainer.model
+    finally:
+        policy.train(training)
 
 
 def disable_attention_dropout(model) -> None:

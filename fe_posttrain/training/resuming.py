@@ -181,6 +181,7 @@ class Resumes(ShapesRollouts):
             "last_logged": self._globalstep_last_logged,
             "train_tokens": self._total_train_tokens,
             "masked_rows": self._masked_rows,
+            "account": self._account.state(),
             "checked_log_probs": self._checked_log_probs,
             "trusts_sampler": self._trusts_sampler,
             "reference": self._reference_fingerprint(),
@@ -222,6 +223,7 @@ class Resumes(ShapesRollouts):
         self._initial_global_step = 0  # the logged train_loss is the mean over the whole run
         self._total_train_tokens = progress["train_tokens"]
         self._masked_rows = progress["masked_rows"]
+        self._account.load_state(progress["account"])
         self._checked_log_probs = progress["checked_log_probs"]
         self._trusts_sampler = progress["trusts_sampler"]
         if self.state.best_global_step:

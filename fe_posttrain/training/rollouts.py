@@ -16,22 +16,22 @@ from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.models import can_sample
 from fe_posttrain.sequences.sampling import Drawn, sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
-from fe_posttrain.theory.gibbs import bernoulli_log_partition
-from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training import reference
+from fe_posttrain.training.account import Account
+from fe_posttrain.training.demonstrations import PAIRED_ROW
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite
-from fe_posttrain.training.prefixes import Prefixes
+from fe_posttrain.training.gates import Weights, gate_factors
+from fe_posttrain.training.projections import ProjectsForward
 from fe_posttrain.training.recording import tell
 from fe_posttrain.training.reward_faults import Fault, RewardError, report
 from fe_posttrain.training.rollout_events import RolloutEvents
-from fe_posttrain.training.scoring import ScoresRollouts
+from fe_posttrain.training.terms import KNOWN_P
 
 logger = logging.getLogger(__name__)
 
-KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is known, the gap is logged
 
-
-class ShapesRollouts(ScoresRollouts):
+class ShapesRollouts(ProjectsForward):
     """Wraps GRPOTrainer's rollouts and policy loss so that the mean gradient is that of F.
 
     TRL's own KL is off (`beta` of the trainer is 0); ours is in the advantages. Under `estimator: trl` TRL's step
@@ -44,19 +44,31 @@ class ShapesRollouts(ScoresRollouts):
         self._exact = args.estimator != "trl"
         self.beta = 0.0 if self._exact else args.beta
         self._beta_in_force = args.beta
+        self._weights = args.weights_at(0, 1)  # those that the rollouts at hand were shaped with
+        self._account = Account()
+        self._demonstration_factors: Tensor | None = None  # of the groups at hand, by the gate
+        self._first_row = 0  # of this process's, among the rollouts of all
         self._generated_at = 0
         self._divisor = args.loss_divisor or args.max_completion_length
         self._gathered_rewards: Tensor | None = None
         self._masked_rows: dict[str, int] = {}
         self._events = RolloutEvents(self)
         self._completions: list = []
+        self._completion_ids: list = []
+        self._failure_buffer: FailureBuffer | None = None
         self._drawn_entropies: list[list[float]] | None = None
         self._checked_log_probs = False
-        self._prefixes: Prefixes | None = None
         self._decoding = Decoding(args.max_completion_length, args.temperature, args.top_p, args.top_k, args.min_p)
         self._trusts_sampler = not (self._decoding.truncates or self.use_vllm)
-        if self._can_sample():
+        draws = self._can_sample()
+        if draws:
             self.rollout_func = type(self)._rollout
+        self._set_up_projection(draws)
+
+    @property
+    def _weights_now(self) -> Weights:
+        """w_r, w_d and beta of the optimizer step at hand."""
+        return self.args.weights_at(self.state.global_step, self.state.max_steps)
 
     def _can_sample(self) -> bool:
         """Whether our sampler draws the rollouts; TRL generates in every other setting."""
@@ -75,6 +87,8 @@ class ShapesRollouts(ScoresRollouts):
     @staticmethod
     def _rollout(prompts: list, trainer: "ShapesRollouts") -> dict[str, list]:
         """TRL's `rollout_func`: draw completions and keep the log-probs they were drawn with."""
+        if trainer._uses_bank:
+            return trainer._rollout_from_bank(prompts)
         prompt_ids = trainer._tokenize_groups(prompts)
 
         def draw(token_ids: list[list[int]], **settings) -> Drawn:
@@ -102,12 +116,21 @@ class ShapesRollouts(ScoresRollouts):
         return [found for found, count in zip(ids, counts, strict=True) for _ in range(count)]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        judged = (
+            self._rewards_from_bank()
+            if self._uses_bank
+            else self._judge(inputs, prompts, completions, completion_ids_list)
+        )
+        self._gathered_rewards, self._completions, self._completion_ids = judged, completions, completion_ids_list
+        return judged
+
+    def _judge(self, inputs, prompts, completions, completion_ids_list) -> Tensor:
+        """(N, functions) rewards of all processes' rows, by TRL's code; NaN where one failed."""
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         faults = [fault for function in self.reward_funcs for fault in getattr(function, "faults", [])]
         rewards = self._without(faults, rewards, len(prompts))
         for name, column in zip(self.reward_func_names, rewards.unbind(1), strict=True):
             require_finite(f"reward {name}", column.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf))
-        self._gathered_rewards, self._completions = rewards, completions
         return rewards
 
     def _without(self, faults: list[Fault], rewards: Tensor, rows: int) -> Tensor:
@@ -141,20 +164,32 @@ class ShapesRollouts(ScoresRollouts):
         mode = "train" if self.model.training else "eval"
         if mode == "train":
             self._generated_at = self.state.global_step
-            self._beta_in_force = self.args.beta_at(self.state.global_step, self.state.max_steps)
+            self._weights = self._weights_now
+            self._beta_in_force = self._weights.beta
+            self._first_row = self.accelerator.process_index * len(inputs)
+            if self._uses_bank:
+                self._bank_ready(inputs)
         if not self._exact:
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
+        rows = [row.pop(PAIRED_ROW, None) for row in inputs]
         if self._prefixes:
-            self._prefixes.begin(inputs, mode)
+            self._prefixes.begin(rows, mode)
         batch = super()._generate_and_score_completions(inputs)
         if mode == "train":
             self._compare_once(batch)
             if self._prefixes:
                 self._prefixes.arrange(batch)
+            if not self._uses_bank:
+                self._account.add(generated_tokens=self._loss_mask(batch).sum(), verifier_calls=len(inputs))
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
-        weight = self.args.reward_energy_weight
+        if mode == "train" and self._failure_buffer is not None:
+            self._failure_buffer.see(rows, rewards, inputs, self._completions, self._completion_ids)
+        if self._uses_bank:  # the terms of F come with the forward of the loss
+            self._shape_from_bank(batch)
+            return self._by_group(batch)
+        weight = self._weights.reward if mode == "train" else self.args.reward_energy_weight
         energy = -weight * rewards.nanmean().item() if weight else 0.0
         self._metrics[mode]["free_energy/reward"].append(energy)
         if not self._exact:
@@ -163,14 +198,9 @@ class ShapesRollouts(ScoresRollouts):
         else:
             self._shape(batch, rewards, mode)
         self._tell(inputs, batch, mode)
-        if self._exact and not self._starts_inside and all(p is not None for p in known_p):
+        if self._exact and all(p is not None for p in known_p):
             self._record_gap(torch.tensor(known_p, device=rewards.device), mode)
         return self._by_group(batch) if mode == "train" else batch
-
-    @property
-    def _starts_inside(self) -> bool:
-        """Whether rollouts of this generation may start inside a demonstration: they are no draws of the policy."""
-        return self._prefixes is not None and self._prefixes.in_force
 
     def _tell(self, inputs: list[dict], batch: dict, mode: str) -> None:
         """Hand the rollouts to callbacks; `batch` loses what only they read."""
@@ -184,15 +214,36 @@ class ShapesRollouts(ScoresRollouts):
 
     def _shape(self, batch: dict, rewards: Tensor, mode: str) -> None:
         """Put the exact estimator's advantages into the batch and record KL(pi || reference)."""
-        args, beta = self.args, self._beta_in_force
-        mask = self._loss_mask(batch)
+        args, mask = self.args, self._loss_mask(batch)
         if args.uses_reference:
             log_ratio = self._log_ratio(batch, mask)
             self._record_kl(log_ratio, mask, mode)
         else:
             log_ratio = torch.zeros(mask.shape, device=rewards.device)
+        rank, rows = self.accelerator.process_index, len(mask)
+        local = slice(rank * rows, (rank + 1) * rows)
         group = self.num_generations if mode == "train" else self.num_generations_eval
-        settings = {"group_size": group, "reward_energy_weight": args.reward_energy_weight, "beta": beta}
+        scale = self._reward_scale(rewards, group)
+        if mode == "train" and args.quiet_group_rate < 1:
+            scale = scale / self._group_weights(rewards, group)
+        if mode == "train" and args.projects_forward(self.state.global_step):
+            advantages = self._forward_shape(batch, rewards, log_ratio, local) / scale
+        else:
+            advantages = self._reverse_shape(batch, rewards, log_ratio, scale, mode)
+        batch["advantages"] = advantages[local]
+        drawn, idle = self._drawn_entropies, (batch["advantages"] == 0).any()
+        if drawn is not None and self._trusts_sampler and not _is_reused(batch) and idle:
+            drawn = pad_sequence([torch.tensor(row) for row in drawn], batch_first=True)
+            drawn = pad(drawn, (0, batch["completion_ids"].shape[1] - drawn.shape[1]))
+            batch["sampling_entropies"] = drawn.to(rewards.device)
+        self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
+
+    def _reverse_shape(self, batch: dict, rewards: Tensor, log_ratio: Tensor, scale: Tensor, mode: str) -> Tensor:
+        """Advantages (N,) or (N, T) of the gradient of F, gated and scaled, of all processes' rows."""
+        args = self.args
+        weights = self._weights if mode == "train" else args.weights_at(0, 1)
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        settings = {"group_size": group, "reward_energy_weight": weights.reward, "beta": self._beta_in_force}
         gather, width = self.accelerator.gather, log_ratio.shape[1]
         if args.estimator == "sequence":
             advantages, baseline = sequence_advantages(rewards, gather(log_ratio.sum(1)), **settings)
@@ -200,38 +251,33 @@ class ShapesRollouts(ScoresRollouts):
             padded = self.accelerator.pad_across_processes(log_ratio, dim=1)
             advantages, baseline = sum_to_go_advantages(rewards, gather(padded), **settings)
             advantages, baseline = advantages[:, :width], baseline[:, :width]
-        scale = self._reward_scale(rewards, group)
-        if mode == "train" and args.quiet_group_rate < 1:
-            scale = scale / self._group_weights(rewards, group)
+        gated = self._gated(rewards, settings) if mode == "train" and args.gate is not None else None
         scale = scale if advantages.dim() == 1 else scale[:, None]
-        rank, rows = self.accelerator.process_index, len(mask)
-        local = slice(rank * rows, (rank + 1) * rows)
-        advantages = advantages / scale
-        batch["advantages"] = advantages[local]
-        drawn, idle = self._drawn_entropies, (batch["advantages"] == 0).any()
-        if drawn is not None and self._trusts_sampler and "old_per_token_logps" not in batch and idle:
-            drawn = pad_sequence([torch.tensor(row) for row in drawn], batch_first=True)
-            drawn = pad(drawn, (0, batch["completion_ids"].shape[1] - drawn.shape[1]))
-            batch["sampling_entropies"] = drawn.to(rewards.device)
-        self._show(advantages if advantages.dim() == 1 else advantages[:, 0])
+        advantages = (advantages if gated is None else advantages + gated) / scale
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
-            batch["energy_reward"] = args.reward_energy_weight * rewards[local]
-            batch["energy_baseline"] = baseline[local]
+            rank, rows = self.accelerator.process_index, len(log_ratio)
+            local = slice(rank * rows, (rank + 1) * rows)
+            batch["energy_reward"] = weights.reward * rewards[local]
+            batch["energy_baseline"] = (baseline if gated is None else baseline - gated)[local]
             batch["energy_scale"] = scale.expand(len(rewards), *scale.shape[1:])[local]
             batch["reference_log_probs"] = batch.get("_reference_log_probs", torch.zeros_like(log_ratio))
+        return advantages
 
-    def _show(self, advantages: Tensor) -> None:
-        """In TRL's table of completions, put the advantages that train the rows in the place of TRL's own."""
-        column = self._logs["advantages"]
-        for _ in range(min(len(column), len(advantages))):
-            column.pop()
-        column.extend(advantages.tolist())
-
-    @staticmethod
-    def _loss_mask(batch: dict) -> Tensor:
-        mask = batch["completion_mask"]
-        mask = (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
-        return mask & ~batch["prefix_mask"] if "prefix_mask" in batch else mask
+    def _gated(self, rewards: Tensor, settings: dict) -> Tensor:
+        """What the gate adds to advantages (N,): (factor - 1) times their reward's part. Keeps the factors of the
+        groups' demonstrations."""
+        entropies = None
+        if self._drawn_entropies is not None:
+            means = [sum(row) / max(1, len(row)) for row in self._drawn_entropies]
+            entropies = self.accelerator.gather(torch.tensor(means, device=rewards.device))
+        factors, self._demonstration_factors = gate_factors(
+            self.args, rewards, entropies, self.num_generations, self.state.global_step, self.state.max_steps
+        )
+        reward_part = sequence_advantages(rewards, torch.zeros_like(rewards), **settings | {"beta": 0.0})[0]
+        metrics = self._metrics["train"]
+        metrics["gate/reward"].append(factors.mean().item())
+        metrics["gate/demonstration"].append(self._demonstration_factors.mean().item())
+        return (factors - 1) * reward_part
 
     def _reward_scale(self, rewards: Tensor, group: int) -> Tensor:
         """What advantages are divided by, (N,): 1, or the deviation that `scale_rewards` asks for."""
@@ -288,7 +334,7 @@ class ShapesRollouts(ScoresRollouts):
 
     def _compute_loss(self, model, inputs):
         self._by_row(inputs)
-        watcher = self._refresher(inputs) if self._exact else self._recorder(inputs)
+        watcher = self._watcher(inputs)
 
         beside: list[Tensor | float] = []  # terms that read the same forward
 
@@ -300,8 +346,13 @@ class ShapesRollouts(ScoresRollouts):
             if watcher is not None:
                 watcher(log_policy)
 
-        with self._watching_log_probs(watch), self._without_idle(inputs, self._rows_with_gradient(inputs)):
+        with_gradient = self._rows_with_gradient(inputs)
+        kept = self._prefixes.with_hints(inputs, with_gradient) if self._prefixes else with_gradient
+        with self._watching_log_probs(watch), self._without_idle(inputs, kept):
             loss = super()._compute_loss(model, inputs)
+        if self.model.training:
+            mask = self._trained_mask(inputs)
+            self._account.add(gradient_tokens=(mask if with_gradient is None else mask[with_gradient]).sum())
         loss = loss * (self.max_completion_length / self._divisor) if self._exact else loss
         return loss + sum(beside)
 
@@ -311,22 +362,16 @@ class ShapesRollouts(ScoresRollouts):
             return None
         rows = len(inputs["advantages"])
         if "energy_reward" in inputs and self._beta_in_force > 0:  # advantages come with the forward
-            found = inputs["energy_scale"].view(rows, -1).isfinite().all(1)
-        else:
-            found = (inputs["advantages"] != 0).view(rows, -1).any(1)
-        return found | self._prefixes.rows_with_gradient(inputs) if self._prefixes else found
+            return inputs["energy_scale"].view(rows, -1).isfinite().all(1)
+        if "forward_valid" in inputs and self._beta_in_force > 0:
+            return inputs["forward_valid"]
+        return (inputs["advantages"] != 0).view(rows, -1).any(1)
 
-    def _recorder(self, inputs: dict):
-        """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""
-        mask, log_reference = self._loss_mask(inputs), inputs.get("ref_per_token_logps")
-        if log_reference is None:
-            return None
-        mode = "train" if self.model.training else "eval"
-
-        def record(log_policy: Tensor) -> None:
-            self._record_kl((log_policy - log_reference).masked_fill(~mask, 0.0), mask, mode, ours=False)
-
-        return record
+    def _watcher(self, inputs: dict):
+        """What reads the policy's log-probs before TRL uses the batch: to record terms of F, or to shape with them."""
+        if not self._exact:
+            return self._recorder(inputs)
+        return self._forward_watcher(inputs) if "forward_weights" in inputs else self._refresher(inputs)
 
     def _refresher(self, inputs: dict):
         """Recompute the shaped reward with the policy of now, for rollouts that an older policy made."""
@@ -348,36 +393,7 @@ class ShapesRollouts(ScoresRollouts):
 
         return refresh
 
-    def _record_kl(self, log_ratio: Tensor, mask: Tensor, mode: str, *, ours: bool = True) -> None:
-        """`free_energy/kl` in nats per sequence, beta, and TRL's `kl`: the k3 mean per token."""
-        k3 = KL_ESTIMATORS["k3_token"].value_of(log_ratio)
-        rows = torch.stack([log_ratio.sum(1), k3, mask.sum(1).float()], dim=1)
-        rows = self.accelerator.gather(rows)
-        require_finite("KL", rows)
-        metrics = self._metrics[mode]
-        metrics["free_energy/kl"].append(rows[:, 0].mean().item())
-        metrics["free_energy/beta"].append(self._beta_in_force)
-        if ours:
-            metrics["kl"].append((rows[:, 1].sum() / rows[:, 2].sum().clamp(min=1)).item())
 
-    def _record_reused(self, energy_reward: Tensor, log_ratio: Tensor, mask: Tensor) -> None:
-        """On a step that makes no rollouts: the terms of F on the older ones, with the log-probs of now."""
-        energy = -self.accelerator.gather(energy_reward).nanmean().item()
-        self._metrics["train"]["free_energy/reward"].append(energy)
-        if self.args.uses_reference:
-            self._record_kl(log_ratio, mask, "train")
-
-    def _record_gap(self, known_p: Tensor, mode: str) -> None:
-        """F* and F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
-        args, beta = self.args, self._beta_in_force
-        if beta == 0 or args.demonstration_energy_weight or args.reward_energy_weight == 0 or args.sync_ref_model:
-            return
-        optimum = -beta * bernoulli_log_partition(
-            self.accelerator.gather(known_p.double()),
-            reward_energy_weight=args.reward_energy_weight,
-            beta=beta,
-        )
-        metrics = self._metrics[mode]
-        total = metrics["free_energy/reward"][-1] + beta * metrics["free_energy/kl"][-1]
-        metrics["free_energy/optimum"].append(optimum.mean().item())
-        metrics["free_energy/gap"].append(total - optimum.mean().item())
+def _is_reused(batch: dict) -> bool:
+    """Whether rows may be used when the policy has moved on."""
+    return "old_per_token_logps" in batch or "forward_weights" in batch

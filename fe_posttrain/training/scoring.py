@@ -101,6 +101,9 @@ class ScoresRollouts(RunsAsSFT):
             batch.update({key: x.flatten(0, 1) for key, x in batch.items() if _has_rows(x)})
 
     def _prepare_inputs(self, generation_batch):
+        if self.model.training and not self._weights_now.needs_rollouts:  # nothing is taken on rollouts at this step
+            self._buffered_inputs = None
+            return generation_batch
         step, before = self._step % self.args.steps_per_generation, self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self._keeps_groups and self.model.training and self._buffered_inputs is not before:
@@ -128,6 +131,8 @@ class ScoresRollouts(RunsAsSFT):
         """Log-probs (B, T) of the batch's completions under `model`, by the forward that the loss uses; no grad."""
         ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
         mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        if self.model.training:
+            self._account.add(forward_tokens=batch["completion_mask"].sum())
         with (
             torch.no_grad(),
             self._watching_log_probs(None),

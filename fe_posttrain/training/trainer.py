@@ -15,7 +15,10 @@ from torch import Tensor
 from transformers import Trainer
 
 from fe_posttrain.training import demonstrations, reference, tokenizer
-from fe_posttrain.training.config import FreeEnergyConfig, what_changes_the_optimum
+from fe_posttrain.training.announcements import what_changes_the_optimum
+from fe_posttrain.training.config import FreeEnergyConfig
+from fe_posttrain.training.demonstration_terms import TokenEnergies, of_log_probs, of_logits
+from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
 from fe_posttrain.training.prefixes import Prefixes
 from fe_posttrain.training.resuming import Resumes
@@ -71,7 +74,7 @@ class FreeEnergyTrainer(Resumes):
         args = FreeEnergyConfig("free-energy") if args is None else args
         demo_dataset = demonstrations.find(args, train_dataset, demo_dataset)
         self._own_reward = reward_funcs is not None or environment_factory is not None
-        if not self._own_reward and args.reward_energy_weight == 0:
+        if not self._own_reward and not args.uses_reward:
             reward_funcs = no_reward
         if reward_funcs is not None:
             reward_funcs = guard(reward_funcs, args.reward_timeout, args.faults_to_look_for)
@@ -112,10 +115,15 @@ class FreeEnergyTrainer(Resumes):
             self._become_sft()
         elif demo_dataset is not None:
             self._demonstrations = demonstrations.DemonstrationStream(demo_dataset, self._tokenizer, args)
-        elif args.demonstration_energy_weight or args.prefix_share:
+        elif args.reads_demonstrations:
             paired = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
-            self._demonstrations = paired if args.demonstration_energy_weight else None
-            self._prefixes = Prefixes(self, paired.rows) if args.prefix_share else None
+            if args.failure_buffer:
+                self._failure_buffer = FailureBuffer(self, paired)
+                self.callback_handler.callbacks.insert(0, self._failure_buffer)  # others measure what it leaves
+            elif args.uses_demonstrations:
+                self._demonstrations = paired
+            if args.prefix_share:
+                self._prefixes = Prefixes(self, paired.rows)
             self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
@@ -157,39 +165,62 @@ class FreeEnergyTrainer(Resumes):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
-            for row in (row for batch in batches for row in batch if self._prefixes is None):  # or they read it yet
-                row.pop(demonstrations.PAIRED_ROW, None)
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self._steps_as_sft:
             return self._sft_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        stop_unless_finite(self.accelerator, "reward and KL", loss, self._last_log_probs)
+        if self.model.training and not self._weights_now.needs_rollouts:
+            loss = self._loss_without_rollouts(model)
+        else:
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            stop_unless_finite(self.accelerator, "reward and KL", loss, self._last_log_probs)
         if self.model.training and self._demonstration_queue:
             loss = loss + self._demonstration_loss(model, self._demonstration_queue.pop(0))
         return loss
 
+    def _loss_without_rollouts(self, model) -> Tensor:
+        """Zero, with a gradient of zero: what reward and KL add where neither has a weight."""
+        self._metrics["train"]["free_energy/reward"].append(0.0)
+        return sum(weight.sum() for weight in model.parameters() if weight.requires_grad) * 0.0
+
     def _demonstration_loss(self, model, batch: demonstrations.DemonstrationBatch) -> Tensor:
         """w_d E[-log pi(y|x)] of one micro-batch over the constant divisor: tokens summed, sequences averaged."""
-        per_row = self._negative_log_probs(model, Trainer._prepare_inputs(self, dict(batch.inputs)))
-        weights = batch.weights.to(per_row.device)
-        energy = self.args.demonstration_energy_weight * (weights * per_row).sum()
-        stop_unless_finite(self.accelerator, "demonstration", energy, per_row)
-        recorded = self.accelerator.gather(energy.detach().reshape(1)).sum().item()
+        weight, alone = self._weights_now.demonstration, self.accelerator.num_processes == 1
+        batch = batch.gated(self._demonstration_factors, self._first_row, self.num_generations)
+        if alone:  # under DDP every process makes as many forwards
+            batch = batch.without_weightless()
+        if weight == 0 or batch is None:
+            self._metrics["train"]["free_energy/demonstration"].append(0.0)
+            return torch.zeros((), device=self.accelerator.device)
+        energies = self._token_energies(model, Trainer._prepare_inputs(self, dict(batch.inputs)))
+        weights = batch.weights.to(energies.energy.device)
+        energy = weight * (weights * energies.energy.sum(1)).sum()
+        stop_unless_finite(self.accelerator, "demonstration", energy, energies.energy)
+        negative = weight * (weights * energies.negative_log_probs.sum(1)).sum()
+        recorded = self.accelerator.gather(negative.reshape(1)).sum().item()
         micro_batches = self.current_gradient_accumulation_steps
         self._metrics["train"]["free_energy/demonstration"].append(recorded * micro_batches)
+        counted = batch.inputs["labels"][:, 1:][batch.weights != 0] != -100
+        self._account.add(gradient_tokens=counted.sum(), demonstrations=(batch.weights != 0).sum())
         return energy * self.accelerator.num_processes / self._divisor
 
-    def _negative_log_probs(self, model, inputs: dict) -> Tensor:
-        """-log pi of each row's labels, summed over tokens, at temperature 1; nats."""
-        if self.temperature == 1:
-            return -model(**inputs, use_cache=False, fused_lm_head=True).log_probs.sum(1)
+    def _token_energies(self, model, inputs: dict) -> TokenEnergies:
+        """What each token of a batch of demonstrations costs, at temperature 1; nats."""
+        labels = inputs["labels"]
+        trained = labels[:, 1:] != -100
+        if self.temperature == 1 and not self.args.demonstration_beta:
+            out = model(**inputs, use_cache=False, fused_lm_head=True)
+            return of_log_probs(self.args, out.log_probs, out.entropy, trained)
         # The fused head divides by the sampling temperature; demonstrations are the model's own.
-        labels = inputs.pop("labels")[:, 1:]
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
-        chosen = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-        return -chosen.masked_fill(labels == -100, 0.0).sum(1)
+        called = {key: value for key, value in inputs.items() if key != "labels"} | {"use_cache": False}
+        logits = model(**called).logits
+        if self.args.demonstration_beta:
+            return of_logits(self, logits, called, labels)
+        log_policy = logits[:, :-1].float().log_softmax(-1)
+        chosen = log_policy.gather(-1, labels[:, 1:].clamp(min=0)[..., None])[..., 0].masked_fill(~trained, 0.0)
+        entropies = -(log_policy.exp() * log_policy).sum(-1).detach()
+        return of_log_probs(self.args, chosen, entropies, trained)
 
     def _clip_grad_norm(self, model):
         if self.accelerator.scaler is not None:  # fp16: the scaler skips such steps itself

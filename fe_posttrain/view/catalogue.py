@@ -71,6 +71,12 @@ CATALOGUE: tuple[Metric, ...] = (
         ("free_energy/demonstration_penalty", "nats²/sequence", "", "mean of l²/2 over the step's demonstrations, "
          "l = log pi - log reference of a whole one (`kl_sampler: demonstrations`)"),
         ("free_energy/beta", "energy/nat", "", "beta in force"),
+        ("failure_buffer/size", "demonstrations", DOWN, "demonstrations of failed prompts that wait to be trained on "
+         "(`failure_buffer`)"),
+        ("failure_buffer/steps", "steps", "", "optimizer steps that the buffer has made since the start, beside the "
+         "run's own"),
+        ("failure_buffer/loss", "energy", DOWN, "w_d E[-log pi], summed over tokens, averaged over the demonstrations "
+         "that the buffer read after this step; only where it read some"),
     )),
     *_of("objective", "support", (
         ("support/free_energy", "energy", DOWN, "F on the probe prompts, w_r p_t taken from their draws: of a 0/1 "

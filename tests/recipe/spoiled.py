@@ -82,7 +82,7 @@ CASES = (
     Case("unknown schedule", {13: "lr_scheduler_type: cosin"}, "lr_scheduler_type", 13, "did you mean cosine?"),
     Case("unknown fault policy", {19: "reward_fault_policy: skip"}, "reward_fault_policy", 19, "one of stop, mask"),
     # combinations
-    Case("schedule without end", {19: "beta_schedule: linear"}, "beta_final", 19, "write both or neither"),
+    Case("schedule without end", {19: "beta_schedule: linear"}, "beta_schedule", 19, "write both or neither"),
     Case("cut groups", {9: "per_device_train_batch_size: 40"}, "per_device_train_batch_size", 9, "batch_size: 48"),
     Case("two precisions", {19: "bf16: true", 20: "fp16: true"}, "bf16", 19, "remove one"),
     Case("a weight too many", {19: "reward_weights: [1, 2]"}, "reward_weights", 19, "write reward_weights: [1.0]"),

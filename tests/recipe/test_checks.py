@@ -97,6 +97,24 @@ def test_an_override_heals_the_line_that_it_replaces(tmp_path):
             ["kl_sampler: demonstrations", "neftune_noise_alpha: 5"],
             "noise in the embeddings of a run that rolls out or",
         ),
+        (
+            ["failure_buffer_batch_size: 4"],
+            "written without failure_buffer; it would do nothing; write failure_buffer:",
+        ),
+        (["failure_buffer: 8"], "failure_buffer: 8 with reward_energy_weight 1.0 and demonstration_energy_weight 0.0"),
+        (
+            ["failure_buffer: 8", "demonstration_energy_weight: 1", "demonstrations: {basin: 1}"],
+            "failure_buffer: written with demonstrations of their own; it holds those of prompts that failed; write",
+        ),
+        (
+            [
+                "failure_buffer: 8",
+                "demonstration_energy_weight: 1",
+                "demonstrations_paired: true",
+                "failure_buffer_format: dgits",
+            ],
+            "failure_buffer_format: 'dgits'; no such reward",
+        ),
         (["merge_adapter: true"], "merge_adapter: written without use_peft"),
         (["push_to_hub: true", "hub_strategy: all_checkpoints"], "hub_strategy: all_checkpoints pushes"),
         (["resume_from_checkpoint: x"], "write --resume"),

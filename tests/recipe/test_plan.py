@@ -110,6 +110,19 @@ def test_the_plan_of_a_mixture_shows_two_of_each(paired):
     assert ("beside them   64 demonstrations a step: 100.00 passes over 128" in seen) == (not paired)
 
 
+def test_the_plan_of_a_failure_buffer():
+    own = {"demonstrations_paired": True, "demonstration_energy_weight": 1.0, "failure_buffer": 32}
+    seen = recipe("rl", prompt_rows=128, failure_buffer_batch_size=8, **own)
+    for line in (
+        "failure buffer  as soon as 32 of 128 demonstrations wait for prompts that failed, they are read",
+        "once, 8 a step",
+        "failure buffer   847.50 KiB",  # 2 x 108,480 x 4 / 1024
+        "failure_buffer: 32: demonstrations are read only of prompts whose rollouts all failed",
+    ):
+        assert line in seen
+    assert "beside them" not in seen and "demonstrated" not in seen
+
+
 def test_settings_that_move_the_optimum_are_in_the_plan():
     seen = recipe("rl", prompt_rows=16, temperature=0.5)
     assert "away from the optimum of F\n  temperature: 0.5: reward and KL are those of the policy" in seen
@@ -190,5 +203,5 @@ def test_sizes_and_schedules_are_readable():
         "1.50 GiB",
         "5.00 TiB",
     ]
-    args = FreeEnergyConfig("unused", beta=0.1, beta_schedule="linear", beta_final=0.01, use_cpu=True)
+    args = FreeEnergyConfig("unused", beta=0.1, beta_schedule={"linear": {"final": 0.01}}, use_cpu=True)
     assert equation(args) == "F(pi) = 1 E[-reward] + (0.1 -> 0.01) KL(pi || reference)"

@@ -1,6 +1,7 @@
 """The callback: right numbers at the right steps, and a training that does not notice."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +34,10 @@ def reference(tmp_path):
     return tmp_path
 
 
+def weights(beta: float):
+    return SimpleNamespace(reward=1.0, beta=beta)
+
+
 def run(callback, model, steps, rank_zero=True):
     state = TrainerState(is_world_process_zero=rank_zero)
     callback.on_train_begin(None, state, None, model=model)
@@ -42,10 +47,10 @@ def run(callback, model, steps, rank_zero=True):
 
 
 def test_steps_keys_and_values(model, reference, tokenizer):
-    def beta_at(step):
-        return 0.1 * (step + 1)
+    def weights_at(step):
+        return weights(0.1 * (step + 1))
 
-    callback = ExactCallback(tokenizer, PROMPTS, reference, every=2, gap_every=3, beta_at=beta_at)
+    callback = ExactCallback(tokenizer, PROMPTS, reference, every=2, gap_every=3, weights_at=weights_at)
     run(callback, Wrapped(model), steps=5)
     assert [record["step"] for record in callback.history] == [0, 2, 3, 4, 5]
     p_keys = {f"testbed/p/{family}" for family in PROMPTS}
@@ -83,10 +88,10 @@ def test_summary_is_first_and_last(model, tokenizer):
 
 
 def test_no_gap_at_beta_zero_and_no_terms_without_reference(model, reference, tokenizer):
-    with_reference = ExactCallback(tokenizer, PROMPTS, reference, beta_at=lambda step: 0.0)
+    with_reference = ExactCallback(tokenizer, PROMPTS, reference, weights_at=lambda step: weights(0.0))
     run(with_reference, model, steps=1)
     assert {key.split("/")[1] for key in with_reference.metrics_to_log()} == {"p", "kl"}
-    alone = ExactCallback(tokenizer, PROMPTS, beta_at=lambda step: 0.1)
+    alone = ExactCallback(tokenizer, PROMPTS, weights_at=lambda step: weights(0.1))
     run(alone, model, steps=1)
     assert {key.split("/")[1] for key in alone.metrics_to_log()} == {"p"}
 
@@ -95,7 +100,11 @@ def test_random_state_modes_and_gradients_stay(model, reference, tokenizer):
     model.lm_head.eval()  # a mixed state must come back as it was
     modes = [module.training for module in model.modules()]
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
-    run(ExactCallback(tokenizer, PROMPTS, reference, beta_at=lambda step: 0.1, every=1), model, steps=1)
+    run(
+        ExactCallback(tokenizer, PROMPTS, reference, weights_at=lambda step: weights(0.1), every=1),
+        model,
+        steps=1,
+    )
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]

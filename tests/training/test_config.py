@@ -4,7 +4,7 @@ import pytest
 from trl import GRPOConfig, SFTConfig
 
 from fe_posttrain import FreeEnergyConfig
-from fe_posttrain.training.config import what_changes_the_optimum
+from fe_posttrain.training.announcements import what_changes_the_optimum
 from fe_posttrain.training.limits import RANGES
 
 PURE = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
@@ -24,7 +24,7 @@ def test_every_problem_is_reported_at_once(tmp_path):
             beta_schedule="linear",
             loss_divisor=0.0,
         )
-    for key in ("reward_energy_weight", "beta", "estimator", "beta_final", "loss_divisor"):
+    for key in ("reward_energy_weight", "beta", "estimator", "beta_schedule", "loss_divisor"):
         assert f"  - {key}: " in str(error.value)
 
 
@@ -33,7 +33,7 @@ def test_every_problem_is_reported_at_once(tmp_path):
     [
         ({"reward_energy_weight": 0.0}, "reward_energy_weight"),
         ({"loss_type": "dapo"}, "loss_type"),
-        ({"beta_final": 0.1}, "beta_final"),
+        ({"beta_schedule": "linear"}, "beta_schedule"),
         ({"packing": True, "packing_strategy": "wrapped"}, "packing_strategy"),
         ({"beta_schedule": "exponential"}, "beta_schedule"),
     ],
@@ -91,7 +91,7 @@ def test_pure_sft_accepts_batch_sizes_that_hold_no_group(tmp_path):
 
 
 def test_a_schedule_that_reaches_beta_makes_rollouts(tmp_path):
-    warmed = config(tmp_path, **{**PURE, "beta_schedule": "linear", "beta_final": 0.1})
+    warmed = config(tmp_path, **{**PURE, "beta_schedule": {"linear": {"final": 0.1}}})
     assert warmed.generates and warmed.uses_reference and not warmed.is_sft
 
 

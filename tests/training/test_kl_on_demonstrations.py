@@ -13,7 +13,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.tasks import digits
-from fe_posttrain.training.config import what_changes_the_optimum
+from fe_posttrain.training.announcements import what_changes_the_optimum
 from fe_posttrain.training.log_ratios import Demonstrated
 
 BETA, WEIGHT, ROWS = 0.3, 0.7, 12
@@ -109,7 +109,7 @@ def test_gradients_of_two_steps_equal_hand_arithmetic(tmp_path, own):
 
 def test_the_schedule_of_beta_applies(tmp_path):
     rows = small.demonstrations(ROWS)
-    settings = {**SGD, "max_steps": 3, "beta": 0.0, "beta_schedule": "linear", "beta_final": 1.0}
+    settings = {**SGD, "max_steps": 3, "beta": 0.0, "beta_schedule": {"linear": {"final": 1.0}}}
     record, _ = train(tmp_path, settings=settings, rows=rows)
     assert record.column("free_energy/beta") == [0.0, 0.5, 1.0]
     policy, reference = small.model(), small.model()

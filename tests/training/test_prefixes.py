@@ -108,7 +108,7 @@ def test_gradient_of_a_step_equals_hand_arithmetic(tmp_path, monkeypatch, method
         "optim": "sgd",
         "learning_rate": 0.05,
     }
-    record, _ = run(tmp_path, settings=own, callbacks=[weights])
+    record, trainer = run(tmp_path, settings=own, callbacks=[weights])
     policy, reference = small.model(), small.model()
     policy.load_state_dict(weights.at[1])  # the second step: off the reference
     token_ids, continued = sampler.calls[1]
@@ -144,10 +144,20 @@ def test_gradient_of_a_step_equals_hand_arithmetic(tmp_path, monkeypatch, method
     assert logged["completions/mean_length"] == pytest.approx(sum(map(len, continued)) / 16)
     kl = sum(ratio[len(start) :].sum().item() for ratio, start in zip(ratios, starts, strict=True)) / 16
     assert logged["free_energy/kl"] == pytest.approx(kl, rel=1e-4)
+    account = trainer._account.total()
+    assert account["generated_tokens"] == sum(len(ids) for _, drawn in sampler.calls for ids in drawn)
+    assert account["gradient_tokens"] == sum(_trained_by_hand(*call, method) for call in sampler.calls)
     if method is UFT:
         assert logged["free_energy/demonstration"] == pytest.approx(hint.item() / 16, rel=1e-5)
         terms = ("free_energy/reward", "free_energy/demonstration")
         assert logged["free_energy/total"] == pytest.approx(sum(logged[t] for t in terms) + BETA * kl, rel=1e-4)
+
+
+def _trained_by_hand(token_ids: list[list[int]], continued: list[list[int]], method: dict) -> int:
+    """Tokens with a coefficient in a step in which every row has an advantage."""
+    starts = starts_of(token_ids, method.get("prefix_rollouts", GROUP), 0.5)
+    of_starts = [len(start) if method is UFT else math.ceil(0.4 * len(start)) for start in starts]
+    return sum(map(len, continued)) + sum(of_starts)
 
 
 def _uncertain_by_hand(model, prompt: list[int], start: list[int], share: float) -> list[int]:

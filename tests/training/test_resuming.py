@@ -18,11 +18,17 @@ from fe_posttrain.training.checkpoints import checkpoints, damage
 STEPS = 16
 RL = {**small.ROLLOUTS, "beta": 0.1}
 SFT = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0, "per_device_train_batch_size": 8}
-PENALISED = {**SFT, "beta": 0.2, "kl_sampler": "demonstrations", "beta_schedule": "linear", "beta_final": 0.4}
+PENALISED = {**SFT, "beta": 0.2, "kl_sampler": "demonstrations", "beta_schedule": {"linear": {"final": 0.4}}}
 MIXTURE = {**RL, "demonstration_energy_weight": 0.5, "gradient_accumulation_steps": 2}
-SCHEDULED = {**RL, "beta_schedule": "cosine", "beta_final": 0.5, "lr_scheduler_type": "cosine", "warmup_steps": 5}
+SCHEDULED = {**RL, "beta_schedule": {"cosine": {"final": 0.5}}, "lr_scheduler_type": "cosine", "warmup_steps": 5}
 MOVING = {**RL, "sync_ref_model": True, "ref_model_sync_steps": 5, "ref_model_mixup_alpha": 1.0}
 REUSED = {**RL, "num_iterations": 2, "gradient_accumulation_steps": 2}
+BANKED = {**RL, "reward_projection": "forward", "forward_sampler": "bank", "bank_draws": 8, "bank_refresh_steps": 6}
+SWITCHED = {
+    **MIXTURE,
+    "reward_energy_schedule": {"switch": {"final": 0.0, "until": 10}},
+    "beta_schedule": {"switch": {"final": 0.0, "until": 10}},
+}
 
 
 class StopAt(TrainerCallback):
@@ -77,7 +83,18 @@ def assert_same(whole, resumed) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "stop"),
-    [(RL, 6), (RL, 14), (SFT, 9), (PENALISED, 6), (MIXTURE, 11), (SCHEDULED, 14), (MOVING, 14), (REUSED, 13)],
+    [
+        (RL, 6),
+        (RL, 14),
+        (SFT, 9),
+        (PENALISED, 6),
+        (MIXTURE, 11),
+        (SCHEDULED, 14),
+        (MOVING, 14),
+        (REUSED, 13),
+        (BANKED, 9),
+        (SWITCHED, 11),
+    ],
     ids=[
         "rl",
         "rl, later epoch",
@@ -87,6 +104,8 @@ def assert_same(whole, resumed) -> None:
         "schedules",
         "reference resets",
         "reused rollouts",
+        "bank drawn at step 6",
+        "no rollouts from step 10 on",
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, monkeypatch, settings, stop):

@@ -73,8 +73,7 @@ def test_demonstration_term_is_summed_over_tokens_and_averaged_over_sequences(tm
         "demonstration_energy_weight": 0.7,
         "reward_energy_weight": 0.0,
         "beta": 0.0,
-        "beta_schedule": "linear",
-        "beta_final": 1e-9,  # beta is 0 at step 0, yet the run is no SFT: its divisor is F's
+        "beta_schedule": {"linear": {"final": 1e-9}},  # beta is 0 at step 0, yet the run is no SFT: its divisor is F's
         "per_device_demonstration_batch_size": 6,
         "loss_divisor": 5.0,
     }
@@ -212,7 +211,7 @@ def test_evaluation_measures_the_same_terms_and_leaves_training_alone(tmp_path):
 def test_logged_terms_add_up_and_the_gap_is_the_closed_form(tmp_path):
     rows = small.prompts().add_column("reference_p", [0.25] * 40)
     zero_one = lambda completion_ids, **_: [float(len(ids) % 2) for ids in completion_ids]  # noqa: E731
-    settings = {"max_steps": 3, "beta": 0.5, "beta_schedule": "linear", "beta_final": 0.25}
+    settings = {"max_steps": 3, "beta": 0.5, "beta_schedule": {"linear": {"final": 0.25}}}
     record, _ = train(tmp_path, settings=settings, train_dataset=rows, reward_funcs=[zero_one])
     assert record.column("free_energy/beta") == [0.5, 0.375, 0.25]
     for row, beta in zip(record.logs, [0.5, 0.375, 0.25], strict=True):

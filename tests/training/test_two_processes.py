@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import small
 import torch
 import two_processes
 
@@ -72,6 +73,17 @@ def test_pure_demonstrations_are_sft_trainer_on_two_processes(found):
 def test_a_process_without_a_demonstration_is_not_waited_for(found):
     assert len(found["paired"]) == 6
     assert min(found["paired"]) == 0.0 < max(found["paired"])
+
+
+def test_both_processes_hold_the_buffer_of_one_and_make_its_steps(found, tmp_path):
+    alone, (first, second) = two_processes.buffered(tmp_path, 1), found["buffered"]
+    assert first["waiting"] == second["waiting"] == alone["waiting"]
+    assert any(alone["waiting"])
+    start = dict(small.model().named_parameters())
+    for name, weight in alone["weights"].items():
+        assert not torch.equal(weight, start[name])
+        assert torch.equal(first["weights"][name], second["weights"][name])
+        assert (first["weights"][name] - weight).abs().max() <= 1e-6, name
 
 
 def test_a_reward_that_fails_on_one_process_stops_both_with_the_same_words(found):

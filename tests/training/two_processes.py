@@ -8,6 +8,7 @@ from unittest.mock import patch
 import small
 import torch
 from accelerate.utils import gather_object
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
@@ -198,6 +199,59 @@ def prefixed(folder: Path, processes: int) -> dict[str, list]:
     return {"gradients": record.gradients, "logged": logged}
 
 
+def buffered(folder: Path, processes: int) -> dict:
+    """Final weights of a run that learns by the failure buffer alone, from prompts that end in an odd digit.
+
+    Three demonstrations are read at once, in steps of two and one: one process has none in the second.
+    """
+
+    def nothing(prompts, **_):
+        return [0.0] * len(prompts)
+
+    rows = small.prompts()
+    rows = rows.add_column("demonstration", [x[1:] for x in rows["prompt"]])
+    waiting = []
+
+    class Waits(TrainerCallback):
+        def bind(self, trainer):
+            self.trainer = trainer
+
+        def on_step_end(self, args, state, control, **kwargs):
+            waiting.append(list(self.trainer._failure_buffer.rows))
+
+    _, trainer = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={
+            **small.ROLLOUTS,
+            "max_steps": 6,
+            "per_device_train_batch_size": ROWS // processes,
+            "beta": 0.0,
+            "learning_rate": 0.0,
+            "adam_epsilon": 1e-4,
+            "demonstration_energy_weight": 1.0,
+            "failure_buffer": 3,
+            "failure_buffer_batch_size": 2,
+            "failure_buffer_learning_rate": 0.01,
+            "failure_buffer_format": f"{Path(__file__).resolve()}:ends_odd",
+        },
+        model=small.model(),
+        reward_funcs=[nothing],
+        train_dataset=rows,
+        rollout_func=fixed_rollouts,
+        callbacks=[Waits()],
+    )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    return {"weights": weights, "waiting": waiting}
+
+
+def ends_odd(prompts, **_) -> list[float]:
+    """A format for `buffered`: it stands for one that some prompts' completions have."""
+    return [float(prompt[-1] in "13579") for prompt in prompts]
+
+
 def faulty_on_rank_1(folder: Path, policy: str) -> dict:
     """A reward that is NaN in two rows of rank 1 alone: what each process makes of it."""
     rank = int(os.environ["RANK"])
@@ -230,6 +284,7 @@ if __name__ == "__main__":
     found["penalised"] = penalised(where, 2)
     found["prefixed"] = prefixed(where, 2)
     found["paired"] = paired_with_gaps(where)
+    found["buffered"] = gather_object([buffered(where, 2)])
     for policy in ("stop", "mask"):
         found[policy] = gather_object([faulty_on_rank_1(where, policy)])
     if torch.distributed.get_rank() == 0:

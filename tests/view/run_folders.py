@@ -19,7 +19,7 @@ RECIPE = {
     "reward_energy_weight": 1.0,
     "demonstration_energy_weight": 0.0,
     "beta": 0.05,
-    "beta_final": None,
+    "beta_schedule": None,
     "support": True,
     "run_name": None,
 }

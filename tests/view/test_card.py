@@ -19,8 +19,7 @@ RECIPE = {
     "reward_energy_weight": 1.0,
     "demonstration_energy_weight": 0.0,
     "beta": 0.1,
-    "beta_final": 0.025,
-    "beta_schedule": "linear",
+    "beta_schedule": {"linear": {"final": 0.025}},
     "estimator": "sequence",
     "max_steps": 20,
     "per_device_train_batch_size": 8,
@@ -147,6 +146,13 @@ def test_the_objective_and_its_settings(run):
     assert "does not end at the optimum" not in text
     biased = card(run, Subject("F", "x\n", biases=["temperature: 0.7: another policy."]))
     assert "* temperature: 0.7: another policy." in biased
+
+
+def test_a_failure_buffer_is_named_with_its_settings(run):
+    change(run, demonstration_energy_weight=1.0, failure_buffer=128, failure_buffer_learning_rate=2e-6)
+    text = card(run)
+    assert "on one free energy: reward, and demonstrations of prompts whose rollouts failed." in text
+    assert line(text, "`failure_buffer`") == ["128"] and line(text, "`failure_buffer_learning_rate`") == ["2e-06"]
 
 
 def test_terms_of_f_are_means_of_the_first_and_last_tenth(run):

@@ -49,6 +49,9 @@ def runs(tmp_path_factory) -> dict[str, RunData]:
         "mixture": ["--max_steps", "2", *faults],
         "rl from prefixes": "--max_steps 2 --prefix_share 0.5 --demonstrations_paired true".split(),
         "sft": ["--max_steps", "2"],
+        "rl with a failure buffer": (
+            "--max_steps 2 --demonstrations_paired true --demonstration_energy_weight 1 --failure_buffer 2"
+        ).split(),
         "sft under beta": "--max_steps 2 --beta 0.1 --kl_sampler demonstrations --reference_cache_mib 0".split(),
     }
     recipes = {kind: str(ROOT / f"recipes/{kind.split()[0]}.yaml") for kind in kinds}

@@ -206,7 +206,7 @@ def test_replay_says_what_it_cannot_do(tmp_path, monkeypatch):
 def test_the_default_job_type_is_what_the_objective_is():
     assert kind_of({"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}) == "sft"
     assert kind_of({"reward_energy_weight": 1.0, "demonstration_energy_weight": 0.5}) == "mixture"
-    assert kind_of({"reward_energy_weight": 0.0, "beta": 0.0, "beta_final": 0.1}) == "rl"
+    assert kind_of({"reward_energy_weight": 0.0, "beta": 0.0, "beta_schedule": {"linear": {"final": 0.1}}}) == "rl"
     on_demonstrations = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.1}
     assert kind_of({**on_demonstrations, "kl_sampler": "demonstrations"}) == "sft"
     assert kind_of({**on_demonstrations, "kl_sampler": "policy"}) == "mixture"

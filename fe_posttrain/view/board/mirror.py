@@ -17,6 +17,7 @@ from typing import Any
 import wandb
 from transformers import TrainerCallback
 
+from fe_posttrain.view import weights
 from fe_posttrain.view.board.charts import board_objects
 from fe_posttrain.view.board.server import answers, logged_in, server
 from fe_posttrain.view.catalogue import CATALOGUE, STEP, in_wandb
@@ -121,10 +122,9 @@ def begin(folder: Path, config: Mapping[str, Any], mode: str, name: str | None =
 
 def kind_of(config: Mapping[str, Any]) -> str:
     """`sft`, `mixture` or `rl`: what an objective is, for telling arms apart."""
-    on_rollouts = config.get("kl_sampler") != "demonstrations" and (config.get("beta") or config.get("beta_final"))
-    if not (config.get("reward_energy_weight") or on_rollouts):
+    if not weights.rolls_out(config):
         return "sft"
-    return "mixture" if config.get("demonstration_energy_weight") else "rl"
+    return "mixture" if weights.is_used(config, "demonstration_energy_weight") else "rl"
 
 
 def offline_runs(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
+from fe_posttrain.view import weights
 from fe_posttrain.view.card.tables import energy, exact, table, versions
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.text import ceiling, floor, nearest, one_line
@@ -104,18 +105,16 @@ def on_the_hub(name: str) -> bool:
     return name != TESTBED and Path(name).suffix not in (".json", ".jsonl", ".parquet") and not Path(name).exists()
 
 
-def _rolls_out(recipe: Mapping[str, Any]) -> bool:
-    kl = recipe.get("kl_sampler") != "demonstrations" and (recipe["beta"] or recipe["beta_final"])
-    return bool(recipe["reward_energy_weight"] or kl)
-
-
 def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
     """In words, and as a tag."""
-    rewarded, demonstrated = recipe["reward_energy_weight"], recipe["demonstration_energy_weight"]
+    rewarded = weights.is_used(recipe, "reward_energy_weight")
+    demonstrated = weights.is_used(recipe, "demonstration_energy_weight")
+    if recipe.get("failure_buffer"):
+        return "reward, and demonstrations of prompts whose rollouts failed", "reinforcement-learning"
     if rewarded and demonstrated:
         return "reward and demonstrations in one step", "reinforcement-learning"
-    if demonstrated and not _rolls_out(recipe):
-        held = recipe["beta"] or recipe["beta_final"]
+    if demonstrated and not weights.rolls_out(recipe):
+        held = weights.is_used(recipe, "beta")
         return "supervised fine-tuning" + (" under a penalty on log-ratios" if held else ""), "sft"
     return ("reinforcement learning" if rewarded else "demonstrations under a KL term"), "reinforcement-learning"
 
@@ -132,19 +131,16 @@ def _what(run: RunData, subject: Subject, base: str) -> str:
 
 
 def _objective(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    beta = f"{recipe['beta']:g}"
-    if recipe["beta_final"] is not None:
-        beta += f" to {recipe['beta_final']:g}, {recipe['beta_schedule']}"
     rewards = [_reward(entry) for entry in recipe["reward_funcs"]]
     rewards += [_code(name)] if (name := recipe.get("reward_model_name_or_path")) else []
-    weights = recipe.get("reward_weights")
+    shares = recipe.get("reward_weights")
     rows = [
-        ("w_r, weight of the reward energy", f"{recipe['reward_energy_weight']:g}"),
-        ("w_d, weight of the demonstrations", f"{recipe['demonstration_energy_weight']:g}"),
-        ("beta, energy units per nat", beta),
+        ("w_r, weight of the reward energy", weights.shown(recipe, "reward_energy_weight")),
+        ("w_d, weight of the demonstrations", weights.shown(recipe, "demonstration_energy_weight")),
+        ("beta, energy units per nat", weights.shown(recipe, "beta")),
         ("estimator", _code(recipe["estimator"])),
         ("the KL is taken on", _code(recipe.get("kl_sampler", "policy"))),
-        ("reward functions", ", ".join(rewards) + (f", weights {_plain(weights)}" if weights else "")),
+        ("reward functions", ", ".join(rewards) + (f", weights {_plain(shares)}" if shares else "")),
         ("prompts", _rows(recipe, "dataset_name", "prompts", "prompt_rows")),
         ("demonstrations", _rows(recipe, "demonstration_dataset_name", "demonstrations", "demonstration_rows")),
         (
@@ -230,10 +226,12 @@ def _training(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         "lr_scheduler_type",
         "optim",
     ]
-    if _rolls_out(recipe):
+    if weights.rolls_out(recipe):
         keys += ["num_generations", "max_completion_length", "temperature"]
-    if recipe["demonstration_energy_weight"]:
+    if weights.is_used(recipe, "demonstration_energy_weight"):
         keys += ["per_device_demonstration_batch_size", "max_length", "packing"]
+    if recipe.get("failure_buffer"):
+        keys += ["success_threshold", "failure_buffer", "failure_buffer_batch_size", "failure_buffer_learning_rate"]
     if recipe.get("use_peft"):
         keys += ["lora_r", "lora_alpha", "lora_target_modules", "merge_adapter"]
     return [(_code(key), _plain(recipe[key])) for key in [*keys, "dtype", "seed"] if recipe.get(key) is not None]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from fe_posttrain.view import catalogue
+from fe_posttrain.view import catalogue, weights
 from fe_posttrain.view.page.bars import gain_bar
 from fe_posttrain.view.page.energy import total_lines
 from fe_posttrain.view.page.markup import Html, data, figure, join, table, tag
@@ -27,13 +27,12 @@ def opening(run: RunData) -> Html:
 def objective(recipe: Mapping[str, Any]) -> str:
     """F of a resolved recipe in one line."""
     parts = []
-    if weight := recipe.get("reward_energy_weight"):
-        parts.append(f"{weight:g} E[−reward]")
-    if weight := recipe.get("demonstration_energy_weight"):
-        parts.append(f"{weight:g} E_demonstrations[−log π]")
-    beta, last = recipe.get("beta") or 0.0, recipe.get("beta_final")
-    if beta > 0 or last:
-        coefficient = f"{beta:g}" if last is None else f"({beta:g} → {last:g})"
+    if weights.is_used(recipe, "reward_energy_weight"):
+        parts.append(f"{weights.shown(recipe, 'reward_energy_weight')} E[−reward]")
+    if weights.is_used(recipe, "demonstration_energy_weight"):
+        parts.append(f"{weights.shown(recipe, 'demonstration_energy_weight')} E_demonstrations[−log π]")
+    if weights.is_used(recipe, "beta"):
+        coefficient = weights.shown(recipe, "beta")
         if recipe.get("kl_sampler") == "demonstrations":
             parts.append(f"{coefficient}/2 E_demonstrations[(log π − log reference)²]")
         else:
