@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "tasks": {"theory", "sequences"},
     "training": {"theory", "sequences", "tasks"},
     "tracking": {"support", "sequences", "tasks", "training"},
-    "recipe": {"support", "tracking", "theory", "sequences", "tasks", "training", "view"},
+    "methods": {"support", "sequences", "tasks", "theory", "training", "tracking"},
+    "recipe": {"methods", "support", "tracking", "theory", "sequences", "tasks", "training", "view"},
 }
 STANDARD = sys.stdlib_module_names
 FILES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]

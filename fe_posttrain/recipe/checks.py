@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from fe_posttrain.recipe.combinations import contradictions
 from fe_posttrain.recipe.kinds import misfit
+from fe_posttrain.recipe.method import expand
 from fe_posttrain.recipe.names import REFUSED, suggestion
 from fe_posttrain.recipe.reading import Problem, Recipe, raise_all, read_recipe
 from fe_posttrain.recipe.settings import RunSettings
@@ -30,10 +31,11 @@ def resolve(path: str | Path, overrides: list[str]) -> tuple[RunSettings, FreeEn
         RecipeError: every problem of the recipe, a line each: `recipes/x.yaml:12: key: what; why; what to write`.
     """
     recipe = read_recipe(path, overrides)
+    lacking = expand(recipe)
     unread = [problem for problem in recipe.problems if problem.key not in recipe.values]
     problems = [*_keys(recipe), *_types(recipe)]
     faulty = {problem.key for problem in (*unread, *problems)}
-    raise_all([*recipe.problems, *problems, *_values(recipe, faulty)])
+    raise_all([*recipe.problems, *lacking, *problems, *_values(recipe, faulty)])
     return _build(recipe)
 
 

@@ -109,8 +109,8 @@ class _Loading:
             )
         if not (paired or apart):
             raise RecipeError(
-                "demonstration_dataset_name: missing; demonstrations have a weight"
-                "; write FILE.jsonl, or give the prompts a column "
+                "demonstration_dataset_name: missing; demonstration_energy_weight is "
+                f"{self.args.demonstration_energy_weight:g}; write FILE.jsonl, or give the prompts a column "
                 "`demonstration`"
             )
         if paired:

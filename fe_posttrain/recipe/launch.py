@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
 from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
+from fe_posttrain.recipe.method import described
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
 from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
@@ -103,7 +104,13 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         transformers.logging.set_verbosity_error()
     if opened.checkpoint is None and args.process_index == 0:
         opened.folder.describe(recipe, {task.__name__.split(".")[-1]: task.VERSION for task in TASKS})
-    for line in [equation(args), f"run folder: {args.output_dir}", *data.report, *opened.remarks]:
+    for line in [
+        equation(args),
+        *described(settings, vars(args)),
+        f"run folder: {args.output_dir}",
+        *data.report,
+        *opened.remarks,
+    ]:
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}
     watchers = watch(trainer, settings, data, model_path if testbed else None, equation(args), console)

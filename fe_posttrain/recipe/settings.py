@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from fe_posttrain.methods.presets import METHODS
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.training.alarms import KINDS
 
@@ -21,6 +22,13 @@ class RunSettings(SupportSettings):
     What is tracked of accessible support is set by the `support_...` keys of SupportSettings.
     """
 
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": "A named method: stands for keys of its own (recipes/README.md), which those written win over.",
+            "choices": tuple(METHODS),
+        },
+    )
     dataset_name: str | None = _key(
         "Rollout prompts: a .jsonl, .json or .parquet file, a Hub name, or a task (gsm8k). Column `prompt`, plain or "
         "conversational; `demonstration` beside it pairs one with each; other columns go to the rewards.",

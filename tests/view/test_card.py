@@ -136,7 +136,7 @@ def test_an_adapter_names_its_library_and_what_it_is_to_its_base(run, tmp_path):
 def test_the_objective_and_its_settings(run):
     text = card(run)
     assert "    F(pi) = 1 E[-reward] + (0.1 -> 0.025) KL(pi || reference)\n" in text
-    assert line(text, "beta, energy units per nat") == ["0.1 to 0.025, linear"]
+    assert line(text, "beta, energy units per nat") == ["(0.1 → 0.025)"]
     rewards = "`rewards.py:close`, `rewards.py:at_most` (length = 4), weights 1, 0.5"
     assert line(text, "reward functions") == [rewards]
     assert line(text, "what counts as correct") == ["`rewards.py:close`, at least 0.5"]
