@@ -93,6 +93,8 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
         for key, text in out_of_limits(kind, {key: v for key, v in values.items() if FIELDS[key][0] is kind})
     ]
     faulty = faulty | {problem.key for problem in found}
+    if "method" in faulty:  # most keys are not known yet
+        return found
     values = {key: value for key, value in values.items() if key not in faulty}
     config = _draft(values)
     asked = ("generates", "uses_reward", "uses_demonstrations", "reads_demonstrations")
