@@ -22,7 +22,9 @@
     support_draws  draws for the calls, against a fixed 1024 of either model              (about 2 CPU-minutes)
     mirror         wandb beside a run: the quick start read back, kills and replays, no server (about 6 CPU-minutes)
     penalty        a step of SFT with beta on its demonstrations, over one without        (about 5 CPU-minutes)
+    interplay      RL on prompts of one depth: pass@k moves at the edge; mid-training shifts it (about 3 CPU-minutes)
     report_page    report.html of two runs in a browser: errors, requests, width, size    (about 3 CPU-minutes)
+    echo_chamber   RL from a base of three answer formats: exact shares, with and without KL (about 4 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
 """
@@ -44,7 +46,9 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     **dict.fromkeys(("kills", "damage", "signals", "rewards", "surroundings"), "survival"),
     **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
     "support_displacement": "support_displacement",
+    "interplay": "interplay",
     **{name: name for name in ("worlds", "adaptive", "null_worlds", "alarms", "mirror", "penalty", "report_page")},
+    "echo_chamber": "echo_chamber",
 }
 
 

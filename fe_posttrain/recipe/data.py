@@ -109,8 +109,8 @@ class _Loading:
             )
         if not (paired or apart):
             raise RecipeError(
-                "demonstration_dataset_name: missing; demonstrations have a weight"
-                "; write FILE.jsonl, or give the prompts a column "
+                "demonstration_dataset_name: missing; demonstration_energy_weight is "
+                f"{self.args.demonstration_energy_weight:g}; write FILE.jsonl, or give the prompts a column "
                 "`demonstration`"
             )
         if paired:
@@ -222,7 +222,8 @@ def _testbed_prompts(settings: RunSettings, args: FreeEnergyConfig, model_path: 
 
 def _testbed_probes(settings: RunSettings) -> Dataset:
     """Held-out prompts of every family, those that exact p is logged for."""
-    families = {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES}
+    names = digits.measured({**settings.prompts, **settings.demonstrations})
+    families = {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in names}
     pairs = [(prompt, name) for name, asked in families.items() for prompt in asked]
     return Dataset.from_dict({"prompt": [x for x, _ in pairs], "family": [name for _, name in pairs]})
 

@@ -23,10 +23,10 @@ from fe_posttrain.recipe.method import described
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
 from fe_posttrain.recipe.plan import equation, print_plan
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
-from fe_posttrain.recipe.settings import TESTBED, RunSettings
+from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.recipe.watching import Watchers, watch
-from fe_posttrain.tasks import chain_sum, digits, gsm8k
-from fe_posttrain.tasks.pretraining import reference_model
+from fe_posttrain.tasks import chain_sum, depths, digits, formats, gsm8k
+from fe_posttrain.tasks.bases import BASES
 from fe_posttrain.training.checkpoints import WRITE_ERRORS, failed_write, newest_complete
 from fe_posttrain.training.config import FreeEnergyConfig, ModelConfig, get_peft_config, get_quantization_config
 from fe_posttrain.training.optimizer import check_optimizer
@@ -35,7 +35,7 @@ from fe_posttrain.training.run import StopSignals, decide_together
 from fe_posttrain.training.trainer import FreeEnergyTrainer
 from fe_posttrain.view.terminal import ending
 
-TASKS = (digits, chain_sum, gsm8k)  # whose versions a run folder records
+TASKS = (digits, depths, formats, chain_sum, gsm8k)  # whose versions a run folder records
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
         raise RecipeError("--resume: which run?; every run has a folder of its own; add --output_dir FOLDER")
     console = Console(quiet=args.process_index != 0)
     _quiet()
-    testbed = model_config.model_name_or_path == TESTBED
-    model_path = str(reference_model()) if testbed else os.path.expanduser(model_config.model_name_or_path)
+    name = model_config.model_name_or_path
+    base = name if name in BASES else None
+    model_path = _model_path(name)
     with _as_recipe_error():
         check_optimizer(args)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -95,10 +96,12 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
             raise RecipeError("eos_token: the tokenizer has none; completions would not end; write eos_token: TOKEN")
         data = load(settings, args, tokenizer, model_path)
         if options.dry_run:
+            _name_teacher(args)
             _dry_run(console, settings, args, model_config, model_path, tokenizer, data)
             return None
         opened, recipe = _open(settings, args, model_config, data, options)
         args.report_to = [name for name in args.report_to if name != "wandb"]  # ours is guarded, TRL's is not
+        _name_teacher(args)
         transformers.logging.set_verbosity_warning()  # weights that a model lacks would be random: that is told
         trainer = _trainer(settings, args, model_config, model_path, tokenizer, data)
         transformers.logging.set_verbosity_error()
@@ -113,7 +116,7 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     ]:
         console.print(line, highlight=False, soft_wrap=True)
     trainer.checkpoint_notes = {"recipe": recipe}
-    watchers = watch(trainer, settings, data, model_path if testbed else None, equation(args), console)
+    watchers = watch(trainer, settings, data, base, equation(args), console)
     seconds = _train(trainer, path, opened, recipe, watchers, console)
     with _as_not_saved(args.output_dir):
         main, exact = args.process_index == 0, watchers.exact
@@ -181,6 +184,16 @@ def _resolve(path: str, overrides: list[str]) -> tuple[RunSettings, FreeEnergyCo
         **(args.model_init_kwargs or {}),
     }
     return settings, args, model_config
+
+
+def _model_path(name: str) -> str:
+    return str(BASES[name]()) if name in BASES else os.path.expanduser(name)
+
+
+def _name_teacher(args: FreeEnergyConfig) -> None:
+    """Where the teacher lies on this machine; the run folder keeps the recipe's word for it."""
+    if args.reference_model_name_or_path:
+        args.reference_model_name_or_path = _model_path(args.reference_model_name_or_path)
 
 
 def _quiet() -> None:

@@ -34,6 +34,9 @@ _OTHER_NAMES = {
     "num_iterations": "ppo_epochs num_ppo_epochs mu updates_per_batch",
     "reward_funcs": "reward reward_fn reward_fns reward_function reward_functions rewards custom_reward_function "
     "verifier",
+    "reference_model_name_or_path": "ref_model ref_model_path ref_model_name_or_path reference_model "
+    "reference_model_path teacher teacher_model teacher_model_path teacher_model_name_or_path",
+    "reference_resets": "reset_reference reference_reset ref_model_reset_steps reset_ref_model_steps",
     "reward_model_name_or_path": "reward_model reward_model_path",
     "reward_energy_weight": "reward_weight reward_scale reward_coef rl_weight rl_coef",
     "demonstration_energy_weight": "sft_weight sft_coef sft_loss_weight demonstration_weight ptx_coef bc_coef",

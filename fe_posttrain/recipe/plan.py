@@ -84,6 +84,8 @@ def _work_lines(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     yield "model", f"{type(model).__name__} of {model.config._name_or_path or 'no path'}"
     yield "parameters", f"{total:,}, {'all' if trained == total else f'{trained:,} ({trained / total:.2%})'} trained"
+    if args.reference_model_name_or_path:
+        yield "reference", f"{args.reference_model_name_or_path}, a model of its own"
     rows, what = (len(data.prompts), "prompts") if args.generates else _demonstration_rows(args, tokenizer, data)
     steps = count_steps(args, rows)
     batch = (
@@ -133,7 +135,7 @@ def _work_lines(
 
 def _reference_scores(args: FreeEnergyConfig, trained: int) -> str:
     """When the reference scores demonstrations, and what is kept of it."""
-    if args.sync_ref_model or not args.reference_cache_mib:
+    if args.sync_ref_model or args.reference_resets or not args.reference_cache_mib:
         return "scores every batch"
     kept = f"{readable(4 * trained)} of log-probs in {cache_file()}, at most {args.reference_cache_mib:,} MiB"
     return f"scores a demonstration once, in the first pass of the first run: {kept}"
@@ -179,7 +181,7 @@ def _kept_for_support(settings: RunSettings, args: FreeEnergyConfig, model) -> l
     kept = []
     if args.generates and settings.support_displacement_steps:
         kept.append(Part("kept window", size, "trained weights at the start of a displacement window (support)"))
-    if not (args.uses_reference or is_peft_model(model)):
+    if not ((args.uses_reference and args.reference_is_base) or is_peft_model(model)):
         kept.append(Part("kept start", size, "trained weights at the start of the run (support)"))
     return kept
 

@@ -6,8 +6,6 @@ from fe_posttrain.methods.presets import METHODS
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.training.alarms import KINDS
 
-TESTBED = "testbed"
-
 
 def _key(help_text: str, *, default):
     return field(default=default, metadata={"help": help_text})
@@ -17,8 +15,9 @@ def _key(help_text: str, *, default):
 class RunSettings(SupportSettings):
     """The keys of a recipe that name data, rewards and what is saved. TRL's names where TRL has one.
 
-    `model_name_or_path` (of TRL's ModelConfig) is a folder, a Hub name, or `testbed`. Data come from `dataset_name`
-    and `demonstration_dataset_name` (one's own), or from `prompts` and `demonstrations` (families of the testbed).
+    `model_name_or_path` (of TRL's ModelConfig) is a folder, a Hub name, or one of the testbed's (`tasks.bases`). Data
+    come from `dataset_name` and `demonstration_dataset_name` (one's own), or from `prompts` and `demonstrations`
+    (families of the testbed).
     What is tracked of accessible support is set by the `support_...` keys of SupportSettings.
     """
 
@@ -30,8 +29,8 @@ class RunSettings(SupportSettings):
         },
     )
     dataset_name: str | None = _key(
-        "Rollout prompts: a .jsonl, .json or .parquet file, a Hub name, or a task (gsm8k). Column `prompt`, plain or "
-        "conversational; `demonstration` beside it pairs one with each; other columns go to the rewards.",
+        "Rollout prompts: a .jsonl, .json or .parquet file, a Hub name, or a task (gsm8k, formats). Column `prompt`, "
+        "plain or conversational; `demonstration` beside it pairs one with each; other columns go to the rewards.",
         default=None,
     )
     dataset_config: str | None = _key("Configuration of a Hub dataset.", default=None)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from fe_posttrain.recipe.settings import TESTBED
+from fe_posttrain.tasks.bases import BASES
 from fe_posttrain.tasks.digits import FAMILIES
 from fe_posttrain.tasks.files import TASKS
 from fe_posttrain.training.rewards import find_reward
@@ -24,7 +24,7 @@ def not_found(run: SimpleNamespace) -> Iterator[tuple[str, str]]:
     for key in _DATA:
         if text := _data(getattr(run, key)):
             yield key, text
-    for key in ("model_name_or_path", "reward_model_name_or_path"):
+    for key in ("model_name_or_path", "reference_model_name_or_path", "reward_model_name_or_path"):
         if text := _model(key, getattr(run, key)):
             yield key, text
     for key in _FILES:
@@ -80,7 +80,7 @@ def _model(key: str, name: str | None) -> str | None:
     wanted = "a folder with config.json, or a name of the Hub"
     if name is None:
         return None if key != "model_name_or_path" else f"missing; something must be trained; write testbed, {wanted}"
-    if key == "model_name_or_path" and name == TESTBED:
+    if name in BASES and key != "reward_model_name_or_path":
         return None
     path = Path(name).expanduser()
     if path.is_file():
@@ -89,8 +89,8 @@ def _model(key: str, name: str | None) -> str | None:
         return None if (path / "config.json").is_file() else f"{name}; it holds no config.json; write {wanted}"
     if _looks_local(name):
         return f"{name}; there is no such folder{_beside(name)}; write {wanted}"
-    if difflib.SequenceMatcher(None, name, TESTBED).ratio() > 0.75:
-        return f"{name}; no model is called so; did you mean {TESTBED}? write that, {wanted}"
+    if near := difflib.get_close_matches(name, BASES, n=1, cutoff=0.76):
+        return f"{name}; no model is called so; did you mean {near[0]}? write that, {wanted}"
     return None
 
 

@@ -14,6 +14,7 @@ from fe_posttrain.recipe.cards import Cards
 from fe_posttrain.recipe.data import Data
 from fe_posttrain.recipe.settings import RunSettings
 from fe_posttrain.tasks import digits
+from fe_posttrain.tasks.bases import BASES
 from fe_posttrain.tasks.exact_callback import ExactCallback
 from fe_posttrain.tracking.callback import SupportCallback
 from fe_posttrain.training.alarms import Alarms
@@ -73,21 +74,21 @@ def watch(
     trainer: FreeEnergyTrainer,
     settings: RunSettings,
     data: Data,
-    reference_folder: str | None,
+    base: str | None,
     equation: str,
     console: Console,
 ) -> Watchers:
     """What the settings ask for.
 
     Args:
-        reference_folder: the testbed's reference; None for other models, whose exact p nobody knows.
+        base: the model's name in BASES; None for other models, whose exact p nobody knows.
         equation: F of the run.
     """
     say = _say(console)
     return Watchers(
         trainer,
         console,
-        _exact_callback(settings, trainer, reference_folder) if reference_folder else None,
+        _exact_callback(settings, trainer, base) if base else None,
         _support_callback(settings, data, say) if settings.support else None,
         Alarms(settings.stop_on_alarm, say=say) if settings.alarms else None,
         Cards(trainer, data.example, equation),
@@ -99,14 +100,19 @@ def _say(console: Console) -> Callable[[str], None]:
     return partial(console.print, highlight=False, soft_wrap=True)
 
 
-def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, reference_folder: str) -> ExactCallback:
-    """Exact p of every family: what a run does to prompts that it never saw matters too. With demonstrations the
-    optimum is not Gibbs, and no gap is shown."""
+def _exact_callback(settings: RunSettings, trainer: FreeEnergyTrainer, base: str) -> ExactCallback | None:
+    """Exact p of every family: what a run does to prompts that it never saw matters too. KL is to the base, and no gap
+    is shown relative to another reference or with demonstrations. Of depths p alone: what a base writes that is lost
+    in three operations has too many branches for an exact KL. None for the base of formats: no such families."""
     args = trainer.args
+    families = digits.measured({**settings.prompts, **settings.demonstrations}, base)
+    if not families:
+        return None
+    branches = any(digits.FAMILIES[name].base == "testbed_depths" for name in families)
     return ExactCallback(
         trainer.processing_class,
-        {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in digits.FAMILIES},
-        reference_folder,
+        {name: digits.prompts(name, settings.probe_rows, seed=0, split="probe") for name in families},
+        None if branches else str(BASES[base]()),
         every=settings.probe_steps,
         weights_at=(lambda step: args.weights_at(step, trainer.state.max_steps)) if args.has_gibbs_optimum else None,
     )

@@ -11,11 +11,14 @@ Families are what the pretrained reference makes of them (`fe_posttrain.tasks.pr
   copies the list otherwise. Copy and rule differ in the first digit of every list, so one token decides;
 * barrier: two known operations, composed. The reference has never seen two letters or a `>`. The pairs are ones
   whose composition is no single operation and whose p(x) stays below 1e-4 on every probe list, over seeds 0 to 4.
+
+depth_1 to depth_5 are of another base (`fe_posttrain.tasks.depths`): so many operations, none undoing the one before
+it; in the strings of a depth each letter stands twice at each place.
 """
 
 import itertools
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,13 +57,14 @@ class Family:
 
     `operations` are strings of letters, dealt to prompts in turn. `q` is the probability that pretraining gives
     to the hidden rule of a tail letter; None where nothing is hidden. A family that is not `pretrained` never
-    appears in pretraining.
+    appears in pretraining. `base` is the model that the family is about, a name of `tasks.bases`.
     """
 
     name: str
     operations: tuple[str, ...]
     q: float | None = None
     pretrained: bool = True
+    base: str = "testbed"
 
 
 FAMILIES: dict[str, Family] = {
@@ -71,8 +75,24 @@ FAMILIES: dict[str, Family] = {
         Family("tail_03", ("V",), q=0.03),
         Family("tail_005", ("W",), q=0.005),
         Family("barrier", ("RT", "RX", "XT"), pretrained=False),
+        *(
+            Family(f"depth_{len(strings[0])}", tuple(strings), pretrained=len(strings[0]) <= 3, base="testbed_depths")
+            for strings in (
+                "R L T X P".split(),
+                "RL RT LP LX TR TP XR XL PX PT".split(),
+                "RPR RPX LXT LLL TXT TTR XRP XLX PRL PTP".split(),
+                "RTRL RPLX LRTR LLPR TXRP TPLX XLXT XTXL PRTP PXPT".split(),
+                "RPRLL RXLXL LRXTR LLRPT TPXPX TTPXT XLLRP XTTRX PRPLP PXTTR".split(),
+            )
+        ),
     )
 }
+
+
+def measured(named: Iterable[str], base: str = "testbed") -> list[str]:
+    """The families that a run is measured on: all of the bases of those that it names, of `base` if it names none."""
+    bases = {FAMILIES[name].base for name in named} or {base}
+    return [name for name, family in FAMILIES.items() if family.base in bases]
 
 
 def apply(letter: str, digits: str) -> str:

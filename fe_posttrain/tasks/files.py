@@ -16,7 +16,7 @@ from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 # name: where its `load(split) -> Dataset` is.
-TASKS = {"gsm8k": "fe_posttrain.tasks.gsm8k:load"}
+TASKS = {"gsm8k": "fe_posttrain.tasks.gsm8k:load", "formats": "fe_posttrain.tasks.formats:load"}
 
 READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 _SPLIT_WORDS = {"train", "test", "validation", "valid", "val", "dev", "eval"}

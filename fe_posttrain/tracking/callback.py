@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from fe_posttrain.sequences.decoding import Decoding
@@ -25,7 +25,7 @@ from fe_posttrain.tracking.reporting import (
     samples_of,
     training_shares,
 )
-from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight, scoring
+from fe_posttrain.tracking.riding import Displacements, Riding, gibbs_weight, rescored, scoring
 from fe_posttrain.tracking.settings import SupportSettings
 from fe_posttrain.tracking.signal import Signal
 from fe_posttrain.tracking.weights import KeptWeights
@@ -99,7 +99,7 @@ class SupportCallback(TrainerCallback):
             self._switch_off("the weights are sharded; probes need whole ones on each process")
         elif trainer.args.sync_ref_model:
             raise ValueError("support: the reference moves (sync_ref_model), so no claim about it can hold; remove one")
-        elif trainer.ref_model is None and not is_peft_model(self._policy()):
+        elif not reference.base_is_kept(trainer):
             self._start = KeptWeights(self._policy())
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
@@ -112,6 +112,9 @@ class SupportCallback(TrainerCallback):
             return {}
         metrics: dict[str, float] = {}
         correct = None
+        if rollouts.log_reference is not None and self.trainer._resets.taken_at != 0 and self._still_on():
+            with self._guarded(), self._reference():  # of the run's start, not the one in force
+                rollouts = rescored(rollouts)
         if self.off is None:
             with self._guarded():
                 correct = self._correct(rollouts)
@@ -268,10 +271,8 @@ class SupportCallback(TrainerCallback):
             if not args.uses_reference:
                 logger.warning("support: beta is 0, so rollouts are not scored under the reference: no ledger")
         if settings.support_displacement_steps:
-            self.displacements = Displacements(
-                self._policy(), settings.support_displacement_steps, settings.support_displacement_rows,
-                trainer.args.seed,
-            )  # fmt: skip
+            every, rows = settings.support_displacement_steps, settings.support_displacement_rows
+            self.displacements = Displacements(self._policy(), every, rows, args.seed)
 
     def _drawn_at_once(self) -> int:
         """Completions of a process that are known to fit: those of a rollout, or of an evaluation batch."""
@@ -362,7 +363,7 @@ class SupportCallback(TrainerCallback):
 
     @contextmanager
     def _reference(self):
-        """The reference, as a model that can be called; the policy itself with other weights where need be."""
+        """What claims are relative to: the policy of the start, as a model that can be called."""
         with reference.in_place(self.trainer, self._start) as model:
             yield model
 

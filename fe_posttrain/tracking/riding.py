@@ -1,6 +1,7 @@
 """What rides on the rollouts that training makes anyway: the ledger, displacement, and metrics of a step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -147,9 +148,14 @@ def _gaps(shaped: np.ndarray, beta: float) -> dict[str, float]:
     }
 
 
+def rescored(rollouts: Rollouts) -> Rollouts:
+    """With the `log_reference` of the weights that the policy holds when this is called; all processes take part."""
+    return replace(rollouts, log_reference=scoring(rollouts)(np.arange(len(rollouts.prompt))))
+
+
 def gibbs_weight(trainer, signal: Signal) -> float | None:
     """w_r times the reward's weight where F* follows from p_ref alone: the 0/1 signal is the only reward of a run with
-    beta > 0 and without demonstrations; else None."""
+    beta > 0 and without demonstrations, and its reference the base; else None."""
     args = trainer.args
     if not args.has_gibbs_optimum or trainer._beta_in_force <= 0:
         return None

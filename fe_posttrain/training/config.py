@@ -11,6 +11,7 @@ from trl import get_peft_config as trl_peft_config
 
 from fe_posttrain.training.conflicts import problems
 from fe_posttrain.training.gates import SCHEDULE_OF, Weights, schedule, values_of
+from fe_posttrain.training.reference_keys import reset_steps
 
 __all__ = [  # TRL's three: for recipes
     "FreeEnergyConfig",
@@ -71,6 +72,12 @@ class FreeEnergyConfig(GRPOConfig):
             made, and beta KL is replaced by beta/2 E_demonstrations[l^2], l = log pi(y|x) - log reference(y|x). Its
             optimum is l = w_d/beta on every demonstration, where normalisation leaves room; mass elsewhere is not
             held. Needs w_r = 0, w_d > 0 and beta > 0.
+        reference_resets: optimizer steps, counted from 0 (below 1: shares of the run), at whose beginning the policy
+            as it stands becomes the reference and the optimizer starts fresh; the learning-rate schedule goes on.
+            Inside a generation block a reset waits for its end. With beta = 0 the optimizer alone is reset.
+        reference_model_name_or_path: folder or Hub name of another model that is the reference, a teacher; default:
+            the policy as it is passed. With w_r = w_d = 0 the run is on-policy distillation. It needs the policy's
+            tokenizer.
         reference_cache_mib: MiB on disk for the reference's log-probs of demonstrations, shared by all runs (folder
             `log_probs` in FE_POSTTRAIN_CACHE, default ~/.cache/fe_posttrain); 0: score them at every step.
         estimator: `sequence` (shaped reward of the whole completion; exact gradient of F), `sequence_to_go`
@@ -136,6 +143,11 @@ class FreeEnergyConfig(GRPOConfig):
     quiet_group_rate: float = _key(1.0, "Share of the groups without reward signal to train on, weighted by 1/share.")
     kl_sampler: str = _key("policy", "What the KL is taken on: policy (rollouts), or demonstrations (no rollouts).")
     reference_cache_mib: int = _key(1024, "MiB on disk for the reference's log-probs of demonstrations; 0: none.")
+    reference_resets: list[float] = field(
+        default_factory=list,
+        metadata={"help": "Steps (below 1: shares of the run) at which the policy becomes the reference."},
+    )
+    reference_model_name_or_path: str | None = _key(None, "Another model as the reference (a teacher): folder or name.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     failure_buffer: int = _key(0, "Demonstrations of prompts that failed to collect before training on them; 0: off.")
@@ -205,9 +217,10 @@ class FreeEnergyConfig(GRPOConfig):
     def has_gibbs_optimum(self) -> bool:
         """Whether F has the optimum of reward and KL alone, so that a gap can be shown where beta is positive.
 
-        Not with demonstrations, a gate on the group's own rewards, a reference that moves, or a w_r that does.
+        Not with demonstrations, a gate on the group's own rewards, a reference that moves or is another model, or a w_r
+        that moves.
         """
-        moves = self.sync_ref_model or self.reward_energy_schedule is not None
+        moves = not self.reference_is_base or self.reward_energy_schedule is not None
         return self.generates and self.uses_reward and not (self.uses_demonstrations or self.gate is not None or moves)
 
     def _ever_positive(self, weight: str) -> bool:
@@ -217,6 +230,15 @@ class FreeEnergyConfig(GRPOConfig):
     def values_of(self, weight: str) -> tuple[float, ...] | None:
         """The values between which a weight moves; None where only a user's function knows."""
         return values_of(getattr(self, SCHEDULE_OF[weight]), getattr(self, weight))
+
+    @property
+    def reference_is_base(self) -> bool:
+        """Whether the reference is, throughout, the policy that the run starts from."""
+        return not (self.reference_resets or self.reference_model_name_or_path or self.sync_ref_model)
+
+    def reset_steps(self, total_steps: int) -> list[int]:
+        """The steps of `reference_resets` in a run of `total_steps`."""
+        return reset_steps(self.reference_resets, total_steps)
 
     def faults_to_look_for(self, rows: int) -> int:
         """Faulty rewards among `rows` of one process from which the run stops, whatever the others hold."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fe_posttrain.training.gates import GATE, SCHEDULE_OF, SHAPING, schedule
 from fe_posttrain.training.limits import WEIGHT, out_of_limits
 from fe_posttrain.training.named import find
+from fe_posttrain.training.reference_keys import reset_problems, teacher_problems
 
 if TYPE_CHECKING:
     from fe_posttrain.training.config import FreeEnergyConfig
@@ -24,6 +25,7 @@ def problems(args: "FreeEnergyConfig") -> list[str]:
     if named := list(_named(args)):
         return found + named  # the rest reads what these keys mean
     checks = (_of_the_whole, _on_rollouts, _of_projections, _on_demonstrations, _of_the_buffer)
+    checks = (*checks, reset_problems, teacher_problems)
     return found + [line for check in checks for line in check(args)]
 
 

@@ -65,6 +65,7 @@ class KLRunaway:
     KL 0 and the first row at the start, moves to the present when E has fallen since by 3 standard errors and by at
     least beta (K - K0), for then those nats were paid for, and when K falls below K0. K0 drifts towards K by 1/64 a
     row, so that only growth of some speed counts. Fires at K - K0 > max(10 nats, 1.5 K0, 5 standard errors of K).
+    Where the reference is another model the KL starts where it starts: K0 = inf becomes the first mean.
     """
 
     name: ClassVar[str] = "kl_runaway"
@@ -92,6 +93,7 @@ class KLRunaway:
         kl = self.kl.mean
         if self.kl.seen == FIRST:
             self.since, self.paid_energy = self.kl.steps[0], self.energy.first[0]
+            self.level = kl if math.isinf(self.level) else self.level
             self.paid_se = self.energy.se * math.sqrt(FIRST)  # of one row
         elif kl < self.level or self._paid(kl, row.get("free_energy/beta", 0.0)):
             self.level, self.since = kl, step

@@ -50,22 +50,24 @@ class LogRatios:
     """Compares the policy of a trainer with its reference on demonstrations, at temperature 1.
 
     The reference scores a demonstration once; from then on its log-probs come from disk. Without a cache
-    (`reference_cache_mib: 0`, a reference that moves, sharded weights) it scores every batch.
+    (`reference_cache_mib: 0`, a reference that moves or is reset, sharded weights) it scores every batch.
     """
 
     def __init__(self, trainer):
         self.trainer = trainer
         self._cache: ReferenceCache | None = None
-        self._checked = False
-        if trainer.args.reference_cache_mib and (fingerprint := trainer._reference_fingerprint()):
+        self._checked: int | None = -1  # which reference: its `taken_at`
+        size = 0 if trainer.args.reference_resets else trainer.args.reference_cache_mib
+        if size and (fingerprint := trainer._reference_fingerprint()):
             self._name = self._named(fingerprint)
-            self._cache = ReferenceCache(cache_file(), trainer.args.reference_cache_mib)
+            self._cache = ReferenceCache(cache_file(), size)
 
     def _named(self, fingerprint: str) -> bytes:
         """What decides the reference's log-probs of given tokens: weights, architecture, precision."""
         trainer = self.trainer
         policy = trainer.accelerator.unwrap_model(trainer.model)
-        configs = [policy.config.to_dict()]
+        teacher = trainer.args.reference_model_name_or_path is not None
+        configs = [(trainer._bare_reference() if teacher else policy).config.to_dict()]
         if is_peft_model(policy) and "ref" in policy.peft_config:  # how strongly it counts is not in its weights
             configs.append(policy.peft_config["ref"].to_dict())
         configs = [{key: value for key, value in each.items() if key not in _NAMES_ONLY} for each in configs]
@@ -115,9 +117,10 @@ class LogRatios:
             ValueError: the policy is not the reference before the first update.
         """
         ratio = log_policy.float() - log_reference
-        if not self._checked:
-            self._checked = True
-            if self.trainer.state.global_step == 0:
+        taken_at = self.trainer._resets.taken_at
+        if self._checked != taken_at:
+            self._checked = taken_at
+            if self.trainer.state.global_step == taken_at:
                 low_precision = reference.low_precision(self.trainer)
                 reference.check_starts_at_reference(ratio.detach(), inputs["labels"][:, 1:] != -100, low_precision)
         if "seq_idx" not in inputs:

@@ -2,8 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from accelerate.utils import is_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 from trl.kernels.chunked_logprob import TOKEN_CHUNK_SIZE
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE as VOCABULARY_CHUNK
 
@@ -69,8 +72,7 @@ def estimate_memory(args: FreeEnergyConfig, model, prompt: int, demonstration: i
         parts.append(Part("AdamW", 2 * gradients, "two moments a trained parameter, the same type"))
     if args.failure_buffer:
         parts.append(Part("failure buffer", 2 * gradients, "two moments of an AdamW of its own"))
-    if args.uses_reference and not is_peft_model(model):
-        parts.append(Part("reference", weights, "a snapshot of the weights"))
+    parts += _reference(args, model, weights, gradients)
     config = model.config.get_text_config()
     rows, completion = args.per_device_train_batch_size, args.max_completion_length if args.generates else 0
     longest = max(prompt + completion, demonstration)
@@ -88,6 +90,21 @@ def estimate_memory(args: FreeEnergyConfig, model, prompt: int, demonstration: i
         parts.append(Part("sampling", drawn * config.vocab_size * 12, how))
         parts += _cache(config, drawn, prompt + completion, size)
     return parts
+
+
+def _reference(args: FreeEnergyConfig, model, weights: int, trained: int) -> list[Part]:
+    if not args.uses_reference:
+        return []
+    if name := args.reference_model_name_or_path:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        with torch.device("meta"):
+            teacher = AutoModelForCausalLM.from_config(
+                config, dtype=model.dtype, trust_remote_code=args.trust_remote_code
+            )
+        return [Part("reference", _bytes(list(teacher.parameters())), f"{Path(name).name}, a model of its own")]
+    if not is_peft_model(model):
+        return [Part("reference", weights, "a snapshot of the weights")]
+    return [Part("reference", trained, "a second adapter, for reference_resets")] if args.reference_resets else []
 
 
 def not_counted(args: FreeEnergyConfig) -> list[str]:

@@ -2,7 +2,7 @@
 
 metrics.jsonl            what the trainer logs: {"step", "seconds", key: value, ...}
 events.jsonl             {"step", "seconds", "event", ...}: start, resume, rollouts, probe, support_off, fault,
-                         checkpoint, alarm, end
+                         reference_reset, checkpoint, alarm, end
 samples/EVENT-STEP.parquet   completions of that event: step, event, model, prompt, family, completion, correct,
                          energy, log_ratio (ln pi/ref of the whole completion, nats), regime
 

@@ -1,4 +1,5 @@
-"""The reference policy: a snapshot of the weights that were passed in, or the model with its adapter disabled."""
+"""The reference policy: a snapshot of the weights that were passed in, the model with its adapter disabled, or another
+model."""
 
 import copy
 from contextlib import contextmanager
@@ -12,14 +13,17 @@ from trl.trainer.callbacks import SyncRefModelCallback
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model, use_adapter
 
 from fe_posttrain.training.config import FreeEnergyConfig
+from fe_posttrain.training.teacher import load_teacher
 
 
 def snapshot_is_ours(model, args: FreeEnergyConfig, peft_config) -> bool:
-    """Whether the reference is a snapshot that we take, and not an adapter that TRL disables.
+    """Whether the reference is a snapshot that we take, or a model that we load, and not an adapter that TRL disables.
 
     TRL reloads the reference from the path in the model's config, so that a model built or changed in memory
     fails or gets other weights. Under ZeRO-3 the weights are sharded from the start and only TRL's way works.
     """
+    if args.reference_model_name_or_path:
+        return True
     adapted = peft_config is not None or (not isinstance(model, str) and is_peft_model(model))
     return args.keeps_reference and not adapted and not is_deepspeed_zero3_enabled()
 
@@ -38,11 +42,13 @@ def without_reload(args: FreeEnergyConfig, active: bool):
         args.beta, args.sync_ref_model = kept
 
 
-def attach_snapshot(trainer) -> None:
-    """Copy the trainer's model as it stands into `trainer.ref_model`: frozen, scored as TRL scores, on its device."""
-    model = copy.deepcopy(trainer.model).requires_grad_(False).eval()
-    vars(model).pop("forward", None)  # the fused head of the copy still closes over the original model
+def attach(trainer) -> None:
+    """Put the trainer's model as it stands, or the model that is named, into `trainer.ref_model`: frozen, scored as
+    TRL scores, on its device."""
     args = trainer.args
+    model = load_teacher(trainer) if args.reference_model_name_or_path else copy.deepcopy(trainer.model)
+    model.requires_grad_(False).eval()
+    vars(model).pop("forward", None)  # the fused head of a copy still closes over the original model
     disable_dropout_in_model(model)
     if args.is_sft:  # demonstrations are scored at temperature 1, as SFTTrainer scores them
         add_fused_lm_head(model)
@@ -58,19 +64,27 @@ def attach_snapshot(trainer) -> None:
         trainer.add_callback(SyncRefModelCallback(ref_model=trainer.ref_model, accelerator=trainer.accelerator))
 
 
+def base_is_kept(trainer) -> bool:
+    """Whether the policy that the run starts from stays at hand: in the reference, or beneath a new adapter."""
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    if is_peft_model(policy):
+        return trainer._adapter_is_new or ("ref" in policy.peft_config and trainer.args.reference_is_base)
+    return trainer.ref_model is not None and trainer.args.reference_is_base
+
+
 @contextmanager
 def in_place(trainer, kept=None):
-    """The reference of a trainer as an unwrapped model: its own one, the policy with its adapter off, or with `kept`
-    weights (`swapped_in(model)`) put in the place of its own."""
+    """The policy that the run starts from, as an unwrapped model: the policy with `kept` weights (`swapped_in(model)`)
+    in the place of its own or, where `base_is_kept`, with its adapter off, or the trainer's reference."""
     policy = trainer.accelerator.unwrap_model(trainer.model)
-    if trainer.ref_model is not None:
-        yield trainer.accelerator.unwrap_model(trainer.ref_model)
-    elif is_peft_model(policy):
-        with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
-            yield policy
-    else:
+    if kept is not None:
         with kept.swapped_in(policy):
             yield policy
+    elif is_peft_model(policy):
+        with use_adapter(policy, adapter_name=None if trainer._adapter_is_new else "ref"):
+            yield policy
+    else:
+        yield trainer.accelerator.unwrap_model(trainer.ref_model)
 
 
 @contextmanager

@@ -196,8 +196,7 @@ class Resumes(ShapesRollouts):
             if hasattr(callback, "save_checkpoint_files"):
                 callback.save_checkpoint_files(staged)
         if self._reference_moves() and self.accelerator.is_main_process:
-            weights = {name: value.contiguous().clone() for name, value in self._bare_reference().state_dict().items()}
-            save_file(weights, staged / REFERENCE)
+            self._save_reference(staged)
 
     def _restore_progress(self) -> None:
         """Give back what `_save_progress` wrote; after transformers has loaded the rest."""
@@ -230,12 +229,19 @@ class Resumes(ShapesRollouts):
             best = Path(self.args.output_dir) / f"{checkpoints.PREFIX}{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         if self._reference_moves():
-            self._bare_reference().load_state_dict(load_file(folder / REFERENCE))
+            self._load_reference(folder)
         for callback in self.callback_handler.callbacks:
             if type(callback).__name__ in progress["callbacks"]:
                 callback.load_checkpoint_state(progress["callbacks"][type(callback).__name__])
             if hasattr(callback, "load_checkpoint_files"):
                 callback.load_checkpoint_files(folder)
+
+    def _save_reference(self, folder: Path) -> None:
+        weights = {name: value.contiguous().clone() for name, value in self._bare_reference().state_dict().items()}
+        save_file(weights, folder / REFERENCE)
+
+    def _load_reference(self, folder: Path) -> None:
+        self._bare_reference().load_state_dict(load_file(folder / REFERENCE))
 
     def _bare_reference(self):
         return self.accelerator.unwrap_model(self.ref_model)
@@ -256,7 +262,8 @@ class Resumes(ShapesRollouts):
         if self.ref_model is not None:
             return list(self._bare_reference().named_parameters())
         model = self.accelerator.unwrap_model(self.model)
-        return [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
+        frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
+        return [(name, weight) for name, weight in frozen if not self._resets.owns(name)]
 
     def _get_train_sampler(self, dataset=None):
         sampler = super()._get_train_sampler(dataset)

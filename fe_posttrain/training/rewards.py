@@ -9,6 +9,7 @@ from fe_posttrain.training.named import Kind, find
 REWARDS = {
     "chain_sum": "fe_posttrain.tasks.chain_sum:correct",
     "digits": "fe_posttrain.tasks.digits:correct",
+    "formats": "fe_posttrain.tasks.formats:correct",
     "gsm8k": "fe_posttrain.tasks.gsm8k:correct",
 }
 _NEEDS = {"chain_sum": ("reasoning_gym", "tasks"), "gsm8k": ("math_verify", "math")}  # name: package, our extra

@@ -316,7 +316,7 @@ class ShapesRollouts(ProjectsForward):
         """Once, on the first rollouts: the policy is at its reference, and the sampler's log-probs are the policy's."""
         scored = self._score(self.model, batch)
         low_precision = reference.low_precision(self)
-        if self.state.global_step == 0:
+        if self.state.global_step == self._resets.taken_at:
             reference.check_starts_at_reference(scored - log_reference, mask, low_precision)
         if self._trusts_sampler and "sampling_per_token_logps" in batch:
             apart = reference.mean_difference(batch["sampling_per_token_logps"] - scored, mask)

@@ -53,7 +53,8 @@ class ScoresRollouts(RunsAsSFT):
             return "weights are sharded, and every process must make the same forwards"
         if self.aux_loss_enabled:
             return "the balancing loss of experts counts every row's prompt"
-        if not can_sample(self.accelerator.unwrap_model(self.model)):
+        scored = [self.model] if self.ref_model is None else [self.model, self.ref_model]
+        if not all(can_sample(self.accelerator.unwrap_model(model)) for model in scored):
             return "the model keeps no plain key-value cache for every layer"
         return None
 

@@ -20,6 +20,7 @@ from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstration_terms import TokenEnergies, of_log_probs, of_logits
 from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
+from fe_posttrain.training.reference_resets import ReferenceResets
 from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
 from fe_posttrain.training.rewards import no_reward
@@ -103,11 +104,14 @@ class FreeEnergyTrainer(Resumes):
             raise ValueError("processing_class: a processor for images; only text is supported; pass a tokenizer")
         if args.disable_dropout and (args.is_sft or args.estimator != "trl"):
             reference.disable_attention_dropout(self.model)
+        self._adapter_is_new = peft_config is not None
         if snapshot:
-            reference.attach_snapshot(self)
+            reference.attach(self)
+        self._resets = ReferenceResets(self)
         self.model_card: Callable[[], str] | None = None
         self._set_up_rollouts()
         self._set_up_resuming()
+        self.add_callback(self._resets)
         self._demonstrations = None
         self._demonstration_queue: list = []
         if args.is_sft:

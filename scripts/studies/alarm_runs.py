@@ -114,7 +114,7 @@ def train(plan: Plan, cache: str, callbacks: Sequence[TrainerCallback]) -> FreeE
     shown = digits.dataset(list(plan.demonstrated), 1024, seed + 1, demonstrations=True) if plan.demonstrated else None
     listening = list(callbacks)
     if plan.support:
-        rows = [{"prompt": x, "family": f} for f in digits.FAMILIES for x in digits.prompts(f, PROBES, 0, "probe")]
+        rows = [{"prompt": x, "family": f} for f in digits.measured(()) for x in digits.prompts(f, PROBES, 0, "probe")]
         settings = SupportSettings(support=True, support_draws=plan.draws, **SUPPORT)
         listening.insert(0, SupportCallback(rows, digits.correct, settings=settings, cache=cache))
     with tempfile.TemporaryDirectory() as folder:

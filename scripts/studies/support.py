@@ -12,7 +12,7 @@ from fe_posttrain.support.calls import IN, OUT, Evidence, membership
 from fe_posttrain.support.evidence import e_bh
 from fe_posttrain.support.sightings import null_floor, sightings
 from fe_posttrain.support.verdict import exact_points
-from fe_posttrain.tasks.digits import FAMILIES
+from fe_posttrain.tasks.digits import measured
 from fe_posttrain.tracking.callback import SupportCallback
 from fe_posttrain.training.rollout_events import prompt_key
 
@@ -21,7 +21,7 @@ FIXED = 1024  # draws of a prompt from either model that sequential ones are com
 
 def support_null(seeds: int = 3) -> dict:
     """Learning rate 0, the whole pipeline: whatever is claimed is false."""
-    families, runs = tuple(FAMILIES), []
+    families, runs = tuple(measured(())), []
     for seed in range(seeds):
         arms = {
             "rl": {"recipe": "rl", "prompts": families, "prompt_rows": 160, "seed": seed},
@@ -181,7 +181,7 @@ def support_barrier(repeats: int = 20) -> dict:
         for number in range(min(each, repeats - each * seed)):
             support = run.support
             if number:
-                rows = probe_rows(tuple(FAMILIES), 100 + each * seed + number)
+                rows = probe_rows(tuple(measured(())), 100 + each * seed + number)
                 support = run.probed_again(rows, tempfile.mkdtemp())
             found.append({"training_seed": seed, "probes": number} | _barrier_repeat(run, support))
             print(found[-1], flush=True)
@@ -204,7 +204,7 @@ def _barrier_repeat(run: Run, support: SupportCallback) -> dict:
     before, after, budget = run.p_reference(prompts), run.p(prompts), report["key"]["budget"]
     scopes = {"all": (report["verdict"], slice(None))} | {
         family: (report["families"][family]["verdict"], slice(i * PROBES, (i + 1) * PROBES))
-        for i, family in enumerate(FAMILIES)
+        for i, family in enumerate(measured(()))
     }
     outside, above = [], 0
     for scope, (verdict, part) in scopes.items():

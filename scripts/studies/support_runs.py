@@ -108,7 +108,7 @@ def train(
     seed: int,
     cache: str,
     *,
-    probes: Sequence[str] = tuple(digits.FAMILIES),
+    probes: Sequence[str] = tuple(digits.measured(())),
     demonstrated: Sequence[str] = (),
     prompt_rows: int = 2048,
     watched: int = 0,

@@ -7,7 +7,7 @@ import pytest
 from fe_posttrain.recipe import combinations
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.reading import RecipeError, read_recipe
-from fe_posttrain.training import rewards
+from fe_posttrain.training import named
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -113,7 +113,7 @@ def test_a_missing_recipe_is_named(path, what):
 def test_every_recipe_is_one_that_the_configuration_accepts(path, tmp_path, monkeypatch):
     values = read_recipe(path, []).values
     assert "output_dir" not in values  # every run gets a folder of its own
-    for module in (combinations, rewards):
+    for module in (combinations, named):
         monkeypatch.setattr(module, "find_spec", lambda package: object())  # as if vllm and the like were installed
     here = ["--use_cpu", "true", "--output_dir", str(tmp_path)]  # bf16 needs a GPU, or this
     if path.stem == "chain_sum":  # what scripts/chain_sum.py makes

@@ -4,7 +4,10 @@ moved: read what it does now before changing the expectation."""
 import inspect
 
 import pytest
+import small
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from peft import LoraConfig, get_peft_model
 from transformers import Trainer
 from transformers.cache_utils import DynamicLayer
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -169,6 +172,25 @@ def test_a_plain_cache_layer_is_what_repeats_a_prompt():
     layer.keys, layer.values = keys, keys
     assert layer.is_initialized and layer.get_seq_length() == 3
     assert layer.update(keys, keys)[0].shape == (1, 2, 6, 4)
+
+
+def test_a_step_begins_before_it_makes_rollouts_and_after_the_last_checkpoint():
+    """Where a reset of the reference lies; `optimizer.state` is cleared through accelerate's wrapper."""
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("on_step_begin(") < source.index("self.training_step(") < source.index("on_step_end(")
+    assert "return self.optimizer.state" in inspect.getsource(AcceleratedOptimizer.state.fget)
+
+
+def test_an_adapter_called_ref_is_the_reference_and_a_second_adapter_is_frozen():
+    assert '"ref" if "ref" in model.peft_config else None' in inspect.getsource(
+        GRPOTrainer._generate_and_score_completions
+    )
+    model = get_peft_model(small.model(), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    model.add_adapter("ref", LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    with utils.use_adapter(model, "ref"):
+        pass
+    trained = {name.split(".")[-2] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"default"} and model.active_adapter == "default"
 
 
 def test_helpers_that_we_call():

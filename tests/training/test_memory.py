@@ -102,6 +102,7 @@ def test_an_adapter_needs_no_reference_and_few_gradients():
     adapter = 2 * (4 * 32 + 32 * 4)  # two layers, A and B
     assert found["weights"] == (21_472 + adapter) * 4 and found["gradients"] == adapter * 4
     assert found["AdamW"] == 2 * adapter * 4 and not {"reference", "head gradient"} & found.keys()
+    assert sizes(config(beta=0.1, reference_resets=[5]), model)["reference"] == adapter * 4  # a second one
 
 
 def test_logits_of_long_batches_come_in_tiles_and_meta_models_are_counted():

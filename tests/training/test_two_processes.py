@@ -32,6 +32,12 @@ def test_groups_that_straddle_processes_give_the_same_gradients(found, tmp_path,
     assert_same(two_processes.straddling(tmp_path, 1, estimator), found[estimator])
 
 
+def test_a_reset_on_two_processes_is_that_of_one(found, tmp_path):
+    assert_same(two_processes.straddling(tmp_path, 1, "sequence", reference_resets=[1]), found["reset"])
+    apart = max((found["reset"][1][name] - g).abs().max() for name, g in found["sequence"][1].items())
+    assert apart > 1e-6  # the second step knows of it
+
+
 def assert_same(alone: list[dict[str, torch.Tensor]], together: list[dict[str, torch.Tensor]]) -> None:
     assert len(alone) == two_processes.STEPS
     for one, two in zip(alone, together, strict=True):

@@ -35,7 +35,7 @@ def fixed_rollouts(prompts, trainer):
     return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": kept}
 
 
-def straddling(folder: Path, processes: int, estimator: str) -> list[dict[str, torch.Tensor]]:
+def straddling(folder: Path, processes: int, estimator: str, **settings) -> list[dict[str, torch.Tensor]]:
     """Gradients of a mixture under the default estimator, its groups straddling processes."""
     record, _ = small.run(
         FreeEnergyTrainer,
@@ -50,6 +50,7 @@ def straddling(folder: Path, processes: int, estimator: str) -> list[dict[str, t
             "estimator": estimator,
             "demonstration_energy_weight": 0.5,
             "max_grad_norm": 0.0,
+            **settings,
         },
         model=small.model(),
         reward_funcs=[small.length_reward],
@@ -236,6 +237,7 @@ def faulty_on_rank_1(folder: Path, policy: str) -> dict:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
+    found["reset"] = straddling(where, 2, "sequence", reference_resets=[1])
     found["whole groups"] = whole_groups(where, 2, True)
     found["sft"] = sft_parity(where)
     found["penalised"] = penalised(where, 2)

@@ -110,7 +110,7 @@ def test_the_hubs_loader_reads_the_front_matter(run, tmp_path):
     assert "license" not in data and "base_model_relation" not in data
 
 
-@pytest.mark.parametrize("base", ["testbed", "~/models/mine", "/data/models/mine"])
+@pytest.mark.parametrize("base", ["testbed", "testbed_depths", "~/models/mine", "/data/models/mine"])
 def test_what_is_not_on_the_hub_is_no_metadata_and_no_path_of_the_machine_is_shown(run, tmp_path, base):
     change(run, model_name_or_path=base, dataset_name="/home/somebody/rows.jsonl")
     (tmp_path / "README.md").write_text(text := card(run))
@@ -136,7 +136,7 @@ def test_an_adapter_names_its_library_and_what_it_is_to_its_base(run, tmp_path):
 def test_the_objective_and_its_settings(run):
     text = card(run)
     assert "    F(pi) = 1 E[-reward] + (0.1 -> 0.025) KL(pi || reference)\n" in text
-    assert line(text, "beta, energy units per nat") == ["0.1 to 0.025, linear"]
+    assert line(text, "beta, energy units per nat") == ["(0.1 → 0.025)"]
     rewards = "`rewards.py:close`, `rewards.py:at_most` (length = 4), weights 1, 0.5"
     assert line(text, "reward functions") == [rewards]
     assert line(text, "what counts as correct") == ["`rewards.py:close`, at least 0.5"]
@@ -146,6 +146,15 @@ def test_the_objective_and_its_settings(run):
     assert "does not end at the optimum" not in text
     biased = card(run, Subject("F", "x\n", biases=["temperature: 0.7: another policy."]))
     assert "* temperature: 0.7: another policy." in biased
+
+
+def test_the_reference_is_named(run):
+    assert line(card(run), "reference")[0] == "the base model, frozen"
+    change(run, reference_model_name_or_path="/data/large", reference_resets=[], reward_energy_weight=0.0)
+    text = card(run)
+    assert line(text, "reference")[0] == "`large`, a model of its own, frozen" and "on-policy distillation" in text
+    change(run, reference_model_name_or_path=None, reference_resets=[200, 0.5])
+    assert line(card(run), "reference")[0].startswith("the base model; from each of the steps 200, 0.5 on")
 
 
 def test_a_failure_buffer_is_named_with_its_settings(run):

@@ -18,7 +18,11 @@ from fe_posttrain.view.card.tables import energy, exact, table, versions
 from fe_posttrain.view.reading import RunData
 from fe_posttrain.view.text import ceiling, floor, nearest, one_line
 
-TESTBED = "testbed"
+TESTBEDS = {
+    "testbed": "the embedded testbed's reference model",
+    "testbed_depths": "the embedded testbed's base of depths",
+    "testbed_formats": "the embedded testbed's base of formats",
+}
 _TASKS = {"gsm8k": "openai/gsm8k"}  # tasks of recipes whose rows are published
 _CITATION = """```bibtex
 @misc{li2026elicitation,
@@ -102,7 +106,7 @@ def on_the_hub(name: str) -> bool:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return name != TESTBED and Path(name).suffix not in (".json", ".jsonl", ".parquet") and not Path(name).exists()
+    return name not in TESTBEDS and Path(name).suffix not in (".json", ".jsonl", ".parquet") and not Path(name).exists()
 
 
 def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
@@ -116,12 +120,13 @@ def _kind(recipe: Mapping[str, Any]) -> tuple[str, str]:
     if demonstrated and not weights.rolls_out(recipe):
         held = weights.is_used(recipe, "beta")
         return "supervised fine-tuning" + (" under a penalty on log-ratios" if held else ""), "sft"
+    if not (rewarded or demonstrated):
+        return "on-policy distillation, the KL term alone", "reinforcement-learning"
     return ("reinforcement learning" if rewarded else "demonstrations under a KL term"), "reinforcement-learning"
 
 
 def _what(run: RunData, subject: Subject, base: str) -> str:
-    known = {TESTBED: "the embedded testbed's reference model"}
-    origin = known.get(base) or (f"[{base}](https://huggingface.co/{base})" if on_the_hub(base) else _code(base))
+    origin = TESTBEDS.get(base) or (f"[{base}](https://huggingface.co/{base})" if on_the_hub(base) else _code(base))
     what = "An adapter of" if subject.adapter else "A language model trained from"
     where = f" This is a checkpoint, after step {subject.step} of {run.steps}." if subject.step is not None else ""
     return (
@@ -143,14 +148,22 @@ def _objective(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("reward functions", ", ".join(rewards) + (f", weights {_plain(shares)}" if shares else "")),
         ("prompts", _rows(recipe, "dataset_name", "prompts", "prompt_rows")),
         ("demonstrations", _rows(recipe, "demonstration_dataset_name", "demonstrations", "demonstration_rows")),
-        (
-            "reference",
-            "moves during the run (`sync_ref_model`)" if recipe.get("sync_ref_model") else "the base model, frozen",
-        ),
+        ("reference", _reference(recipe)),
     ]
     if recipe.get("support"):
         rows.append(("what counts as correct", _verifier(recipe)))
     return [(label, text) for label, text in rows if text]
+
+
+def _reference(recipe: Mapping[str, Any]) -> str:
+    if recipe.get("sync_ref_model"):
+        return "moves during the run (`sync_ref_model`)"
+    if name := recipe.get("reference_model_name_or_path"):
+        return f"{_code(name)}, a model of its own, frozen"
+    if resets := recipe.get("reference_resets"):
+        steps = ", ".join(f"{at:g}" for at in resets)
+        return f"the base model; from each of the steps {steps} on (below 1: share of the run) the model of that step"
+    return "the base model, frozen"
 
 
 def _verifier(recipe: Mapping[str, Any]) -> str:
