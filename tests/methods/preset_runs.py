@@ -22,6 +22,7 @@ from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.methods.presets import METHODS
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.tasks import digits
+from fe_posttrain.training import rollouts
 
 GROUP = small.ROLLOUTS["num_generations"]
 PROMPTS = [
@@ -131,6 +132,19 @@ def run(
     trainer.train()
     assert len(record.logs) == len(record.gradients) == args.max_steps
     return Run(record, trainer, policies, judged)
+
+
+def spy_on_sampler(monkeypatch) -> list[tuple[Tokens, Tokens]]:
+    """Token ids that each call of our sampler was given to continue, and what it drew after them."""
+    sample, seen = rollouts.sample, []
+
+    def spy(model, token_ids, *args, **keys):
+        drawn = sample(model, token_ids, *args, **keys)
+        seen.append((token_ids, drawn.completion_ids))
+        return drawn
+
+    monkeypatch.setattr(rollouts, "sample", spy)
+    return seen
 
 
 def laws(model, prompt_ids: Tokens, completion_ids: Tokens) -> list[torch.Tensor]:

@@ -9,7 +9,7 @@ import small
 import torch
 from by_hand import LENGTH
 from datasets import Dataset
-from preset_runs import GROUP, PROMPTS, less_the_others, log_probs, policy_gradient, run, surrogate
+from preset_runs import GROUP, PROMPTS, less_the_others, log_probs, policy_gradient, run, spy_on_sampler, surrogate
 from trl import GRPOConfig, GRPOTrainer
 
 MOVES = {"max_steps": 2, "learning_rate": 0.02}
@@ -117,7 +117,7 @@ def test_sft_on_what_was_solved(tmp_path, method, steps, refreshes):
 
 
 def gained(policy, judged) -> float:
-    """Mean of log pi - log pi of the start over the first 80 completions: a KL to or from the start by who drew them."""
+    """Mean of log pi - log pi of the start over the first 80 completions: by who drew, a KL to or from the start."""
     with torch.no_grad():
         now, before = (
             log_probs(model, judged.prompt_ids[:80], judged.completion_ids[:80]) for model in (policy, small.model())
@@ -153,3 +153,19 @@ def test_alternating(tmp_path):
             selected.append(GROUP / solved if reward == 1 else 0.0)
         coefficients = less_the_others(judged.rewards) if step == 9 else selected
         done.check(step, policy_gradient(rows, coefficients), policy)
+
+
+def test_distillation(tmp_path, monkeypatch):
+    """KL(pi||teacher) on the policy's own draws: A = -(l - mean of the others' l), l = sum log(pi/teacher), beta 1."""
+    teacher, draws = small.model(seed=1, initializer_range=0.1), spy_on_sampler(monkeypatch)
+    teacher.save_pretrained(tmp_path / "teacher")
+    small.TOKENIZER.save_pretrained(tmp_path / "teacher")
+    done = run(tmp_path, "distillation", {**MOVES, "reference_model_name_or_path": str(tmp_path / "teacher")})
+    policy = done.policy(1)
+    rows = log_probs(policy, *draws[1])
+    with torch.no_grad():
+        taught = log_probs(teacher, *draws[1])
+    apart = [(row.detach() - other).sum() for row, other in zip(rows, taught, strict=True)]
+    assert max(apart) - min(apart) > 1
+    done.check(1, policy_gradient(rows, [-a for a in less_the_others(apart)]), policy)
+    assert done.record.logs[1]["free_energy/total"] == pytest.approx((sum(apart) / len(apart)).item(), rel=1e-4)

@@ -65,6 +65,37 @@ def test_sft(tmp_path):
     done.check(1, -sum(row.sum() for row in rows) / sum(map(len, rows)), policy)
 
 
+def test_sft_then_rl(tmp_path):
+    """Six steps: three of SFT, then three of RL with beta .02, whose reference is the model that SFT left (KL 0 in the
+    first of them) and whose optimizer is fresh: its first step is AdamW's first.
+
+    Departure: the SFT half is a sum over tokens, a mean over demonstrations, over 8, and not TRL's token mean."""
+    done = run(tmp_path, "sft_then_rl", {"max_steps": 6, "learning_rate": 0.02}, as_listed)
+    policy = done.policy(2)
+    done.check(2, stream_term(policy, 1.0), policy)
+    assert "free_energy/kl" not in done.record.logs[2] and len(done.judged) == 3
+
+    for step in (3, 4):
+        judged, policy = done.judged[step - 3], done.policy(step)
+        rows = log_probs(policy, judged.prompt_ids, judged.completion_ids)
+        with torch.no_grad():
+            reference = log_probs(done.policy(3), judged.prompt_ids, judged.completion_ids)
+        ratios = [(row.detach() - ref).sum() for row, ref in zip(rows, reference, strict=True)]
+        shaped = [r - 0.02 * ratio for r, ratio in zip(judged.rewards, ratios, strict=True)]
+        done.check(step, policy_gradient(rows, less_the_others(shaped)), policy)
+        kl = sum(ratios).item() / len(ratios)
+        assert done.record.logs[step]["free_energy/kl"] == pytest.approx(kl, rel=1e-3, abs=1e-5)
+        assert (abs(kl) < 1e-6) == (step == 3)
+
+    model = done.policy(3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=done.record.logs[3]["learning_rate"], weight_decay=0.0)
+    for name, weight in model.named_parameters():
+        weight.grad = done.record.gradients[3][name]
+    optimizer.step()
+    for found, wanted in zip(done.policy(4).parameters(), model.parameters(), strict=True):
+        assert (found - wanted).abs().max() <= 1e-6
+
+
 def test_dft(tmp_path):
     """The gradient of sum_t stop(pi) log pi over the tokens' number: TRL's loss_type dft.
 
