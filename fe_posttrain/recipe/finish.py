@@ -57,10 +57,31 @@ def clear_half_model(run_folder: Path) -> None:
     shutil.rmtree(run_folder / STAGED, ignore_errors=True)
 
 
+def account(trainer: FreeEnergyTrainer, seconds: float) -> dict[str, float]:
+    """What the run spent, counts of all processes added up; all of them call this.
+
+    Beside `training.account.Account`: updates (optimizer steps), parameters (of the policy, adapters included) and
+    train_seconds, of this process.
+    """
+    return {
+        **trainer._account.total(),
+        "updates": trainer.state.global_step,
+        "parameters": trainer.accelerator.unwrap_model(trainer.model).num_parameters(),
+        "train_seconds": round(seconds, 2),
+    }
+
+
 def summary(
-    recipe: str, trainer: FreeEnergyTrainer, folder: RunFolder, seconds: float, exact, support
+    recipe: str,
+    trainer: FreeEnergyTrainer,
+    folder: RunFolder,
+    seconds: float,
+    exact,
+    support,
+    spent: dict[str, float],
 ) -> dict[str, Any]:
-    """The content of summary.json: steps, time, start and end of F, its terms, the testbed's exact p, support."""
+    """The content of summary.json: steps, time, start and end of F, its terms, the testbed's exact p, support, and
+    what `account` says."""
     return {
         "recipe": recipe,
         "steps": trainer.state.global_step,
@@ -69,6 +90,7 @@ def summary(
         "exact": {"start": exact.history[0], "end": exact.history[-1]} if exact else {},
         "free_energy": _first_and_last(folder.metrics),
         "support": support.summary() if support else {},
+        "account": spent,
     }
 
 

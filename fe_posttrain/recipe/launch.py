@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from fe_posttrain.recipe.checks import resolve
 from fe_posttrain.recipe.data import Data, load
-from fe_posttrain.recipe.finish import clear_half_model, samples, save_final, summary
+from fe_posttrain.recipe.finish import account, clear_half_model, samples, save_final, summary
 from fe_posttrain.recipe.method import described
 from fe_posttrain.recipe.opening import Opened, open_run, require_same_recipe, resolved, versions_differ
 from fe_posttrain.recipe.plan import equation, print_plan
@@ -121,7 +121,9 @@ def launch(path: str, overrides: list[str], options: Options | None = None) -> P
     with _as_not_saved(args.output_dir):
         main, exact = args.process_index == 0, watchers.exact
         rows = samples(exact.prompts, model_path, trainer, tokenizer) if exact and main else []
-        result = summary(str(path), trainer, opened.folder, seconds, exact, watchers.support) if main else {}
+        spent = account(trainer, seconds)
+        found = (str(path), trainer, opened.folder, seconds, exact, watchers.support, spent)
+        result = summary(*found) if main else {}
         merge = settings.merge_adapter
         model = save_final(trainer, lambda: watchers.cards.for_model(result, merged=merge), merge=merge)
         if main:

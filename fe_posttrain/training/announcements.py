@@ -1,6 +1,9 @@
 """What of a run does not end at the optimum of F as written, in plain words."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from fe_posttrain.training.gates import SCHEDULE_OF
 
 if TYPE_CHECKING:
     from fe_posttrain.training.config import FreeEnergyConfig
@@ -82,11 +85,64 @@ _CHANGES_OPTIMUM = (
     ),
 )
 
+_ON_DEMONSTRATIONS = (
+    (
+        lambda a: a.demonstration_projection == "reverse" and a.demonstration_beta == 0,
+        "demonstration_projection: reverse descends -pi of each demonstrated token: where demonstrations differ it "
+        "ends at the most frequent token, not at their frequencies.",
+    ),
+    (
+        lambda a: a.demonstration_beta > 0,
+        "demonstration_beta: {demonstration_beta} replaces -log pi by a target per token: it ends at "
+        "softmax(log reference + 1[demonstrated] / demonstration_beta).",
+    ),
+    (
+        lambda a: a.demonstration_shaping is not None,
+        "demonstration_shaping: {demonstration_shaping} weighs each demonstrated token by the policy's own law: what "
+        "is descended is not -log pi.",
+    ),
+)
+_ON_GROUPS = (
+    (
+        lambda a: a.gate is not None,
+        "gate: {gate} weighs a prompt's terms by what its own rollouts achieved: that is no weight of one F, and no "
+        "gap is shown.",
+    ),
+    (
+        lambda a: a.reward_projection != "reverse" and not a.uses_reference,
+        "reward_projection: {reward_projection} at beta 0 selects: completions with reward >= success_threshold: "
+        "{success_threshold} count alike, and how far above it they lie does not count.",
+    ),
+    (
+        lambda a: a.reward_projection == "alternating" and not a.uses_reference,
+        "reward_projection: alternating at beta 0 has two ends, the highest reward and the selected completions, and "
+        "every projection_period: {projection_period} steps it heads for the other.",
+    ),
+    (
+        lambda a: a.forward_sampler == "bank",
+        "forward_sampler: bank fits bank_draws: {bank_draws} completions of each prompt: it ends at their weights, and "
+        "what none of them shows is not learned.",
+    ),
+)
+
 
 def what_changes_the_optimum(args: "FreeEnergyConfig") -> list[str]:
     """One sentence for each setting of `args` that moves the run's fixed point away from the optimum of F."""
     if args.is_sft:
-        moving = [_MOVING_REFERENCE] if args.sync_ref_model else []
-        moving += [_RESET_REFERENCE] if args.reference_resets else []
-        return [_PENALISES_DEMONSTRATIONS, *moving] if args.uses_reference else []
-    return [text.format(**vars(args)) for applies, text in _CHANGES_OPTIMUM if applies(args)]
+        found = [_PENALISES_DEMONSTRATIONS] if args.uses_reference else []
+        found += [_MOVING_REFERENCE] if args.sync_ref_model and args.keeps_reference else []
+        found += [_RESET_REFERENCE] if args.reference_resets and args.keeps_reference else []
+        tables = (_ON_DEMONSTRATIONS,)
+    else:
+        found, tables = [], (_CHANGES_OPTIMUM, _ON_GROUPS, _ON_DEMONSTRATIONS)
+    found += [text.format(**vars(args)) for table in tables for applies, text in table if applies(args)]
+    return found + list(_moving_weights(args))
+
+
+def _moving_weights(args: "FreeEnergyConfig") -> Iterator[str]:
+    moving = [key for key in SCHEDULE_OF.values() if getattr(args, key) is not None]
+    if moving:
+        yield (
+            f"{', '.join(moving)}: F moves with the step, and so does its optimum; at the end it is that of the last "
+            "step's weights."
+        )

@@ -14,6 +14,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, identity
 
 from fe_posttrain.training import demonstrations
+from fe_posttrain.training.account import Account
 from fe_posttrain.training.demonstration_terms import is_plain, of_log_probs, of_logits
 from fe_posttrain.training.finite import stop_unless_finite
 from fe_posttrain.training.log_ratios import LogRatios
@@ -22,6 +23,7 @@ from fe_posttrain.training.log_ratios import LogRatios
 class RunsAsSFT(GRPOTrainer):
     """Routes data, batches and loss to SFTTrainer and Trainer when `args.is_sft`; else GRPOTrainer's stay."""
 
+    _account: Account
     _own_reward: bool  # whether the user gave a reward, so that evaluation can make rollouts
 
     def _become_sft(self) -> None:
@@ -102,7 +104,9 @@ class RunsAsSFT(GRPOTrainer):
 
     def _sft_loss(self, model, inputs, return_outputs, num_items_in_batch):
         """SFTTrainer's loss with -log pi per sequence beside it, and under beta the penalty from the same forward."""
-        sequences = demonstrations.count_sequences(inputs)
+        sequences, tokens = demonstrations.count_sequences(inputs), (inputs["labels"][:, 1:] != -100).sum()
+        if self.model.training:
+            self._account.add(gradient_tokens=tokens, demonstrations=sequences)
         if self.args.demonstration_beta:
             return self._soft_sft_loss(model, inputs, return_outputs, num_items_in_batch, sequences)
         log_reference = self._log_ratios.reference_of(inputs) if self.args.uses_reference else None
@@ -110,10 +114,9 @@ class RunsAsSFT(GRPOTrainer):
         with nullcontext() if plain and log_reference is None else _first_output(model) as seen:
             out = SFTTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         loss = out[0] if return_outputs else out
-        weight = self.args.demonstration_energy_weight
+        weight = self.args.weights_at(self.state.global_step, self.state.max_steps).demonstration
         stop_unless_finite(self.accelerator, "demonstration", loss, loss.reshape(1))
         mode = "train" if self.model.training else "eval"
-        tokens = (inputs["labels"][:, 1:] != -100).sum()
         scale = 1 / tokens.clamp(min=1)
         if num_items_in_batch is not None:  # the mean over the whole step; `scale` brings a sum to SFTTrainer's loss
             across = self.args.average_tokens_across_devices

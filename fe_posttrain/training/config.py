@@ -245,7 +245,10 @@ class FreeEnergyConfig(GRPOConfig):
         return 1 if self.reward_fault_policy == "stop" else int(self.reward_fault_limit * rows * self.world_size) + 1
 
     def weights_at(self, step: int, total_steps: int) -> Weights:
-        """w_r, w_d and beta in force at optimizer step `step` (from 0) of `total_steps`."""
+        """w_r, w_d and beta in force at optimizer step `step` (from 0) of `total_steps`; at 0, not yet known: those
+        that are written."""
+        if total_steps < 1:
+            return Weights(*(getattr(self, name) for name in SCHEDULE_OF))
         moving = (schedule(key, getattr(self, key), getattr(self, name)) for name, key in SCHEDULE_OF.items())
         return Weights(*(weight(step, total_steps) for weight in moving))
 

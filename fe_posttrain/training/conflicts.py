@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from fe_posttrain.training.gates import GATE, SCHEDULE_OF, SHAPING, schedule
+from fe_posttrain.training.gates import SCHEDULE_OF, schedule, try_shaping, weighs
 from fe_posttrain.training.limits import WEIGHT, out_of_limits
-from fe_posttrain.training.named import find
 from fe_posttrain.training.reference_keys import reset_problems, teacher_problems
 
 if TYPE_CHECKING:
@@ -31,10 +30,10 @@ def problems(args: "FreeEnergyConfig") -> list[str]:
 
 def _named(args) -> Iterator[str]:
     """Functions and schedules that are not there, or do not take their arguments."""
-    for kind in (GATE, SHAPING):
-        if (entry := getattr(args, kind.key)) is not None:
+    for key, tried in (("gate", weighs), ("demonstration_shaping", try_shaping)):
+        if (entry := getattr(args, key)) is not None:
             try:
-                find(kind, entry)
+                tried(entry)
             except ValueError as error:
                 yield str(error)
     for weight, key in SCHEDULE_OF.items():
@@ -44,12 +43,16 @@ def _named(args) -> Iterator[str]:
             moving = schedule(key, getattr(args, key), getattr(args, weight))
             steps = args.max_steps if args.max_steps > 0 else _STEPS
             tried = [moving(i * (steps - 1) // 100, steps) for i in range(101)]
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             text = str(error)
             yield text if text.startswith(key) else f"{key}: {text}"
             continue
-        if wrong := next((value for value in tried if value not in WEIGHT), None):
-            yield f"{key}: {wrong} on its way; {WEIGHT.why}; write {WEIGHT}"
+        except TypeError as error:
+            yield f"{key}: {error}; a schedule is a function f(step, total_steps, value) of numbers; write such a one"
+            continue
+        wrong = [value for value in tried if not isinstance(value, int | float) or value not in WEIGHT]
+        if wrong:
+            yield f"{key}: {wrong[0]!r} on its way; {WEIGHT.why}; write {WEIGHT}"
 
 
 def _of_the_whole(args) -> Iterator[str]:
@@ -79,9 +82,18 @@ def _on_rollouts(args) -> Iterator[str]:
         )
     if args.gate is None:
         return
-    if args.is_sft or args.estimator == "trl":
-        why = "a run without rollouts" if args.is_sft else "estimator trl"
-        yield f"gate: {args.gate} with {why}; it acts on the rewards of a group; remove it, or roll out under sequence"
+    if not args.uses_reward:
+        yield (
+            f"gate: {args.gate} with reward_energy_weight 0; it looks at the rewards of a group, and none is asked "
+            "for; remove it, or write a positive weight"
+        )
+    elif not (args.uses_demonstrations or weighs(args.gate)[0]):
+        yield (
+            f"gate: {args.gate} with demonstration_energy_weight 0; it weighs demonstrations alone and would do "
+            "nothing; write a positive weight, or remove it"
+        )
+    if args.estimator == "trl":
+        yield f"gate: {args.gate} with estimator trl; TRL's step is left as it is; write estimator: sequence"
     if args.estimator == "sequence_to_go":
         yield f"gate: {args.gate} with estimator sequence_to_go; it acts on whole rollouts; write estimator: sequence"
 
@@ -92,8 +104,8 @@ def _of_projections(args) -> Iterator[str]:
         if args.forward_sampler == "bank":
             yield "forward_sampler: bank with reward_projection reverse; it would do nothing; remove it"
     else:
-        if args.is_sft or args.estimator != "sequence":
-            what = "a run without rewards" if args.is_sft else f"estimator {args.estimator}"
+        if not args.uses_reward or args.estimator != "sequence":
+            what = f"estimator {args.estimator}" if args.uses_reward else "reward_energy_weight 0"
             yield (
                 f"reward_projection: {args.reward_projection} with {what}; it weighs whole completions by their "
                 "reward; write estimator: sequence and a positive reward_energy_weight"
@@ -119,7 +131,8 @@ def _of_projections(args) -> Iterator[str]:
         )
     changed = shaped or args.demonstration_projection == "reverse" or args.demonstration_beta
     if changed and not args.uses_demonstrations:
-        key = "demonstration_shaping" if shaped else "demonstration_projection"
+        reverse = args.demonstration_projection == "reverse"
+        key = "demonstration_shaping" if shaped else "demonstration_projection" if reverse else "demonstration_beta"
         yield f"{key}: written while demonstration_energy_weight is 0; it would do nothing; remove it"
     if shaped and (args.packing or args.padding_free):
         yield (

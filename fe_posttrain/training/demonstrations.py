@@ -14,6 +14,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from fe_posttrain.training.config import FreeEnergyConfig
+from fe_posttrain.training.gates import weighs
 
 PAIRED = "demonstration"  # column of train_dataset that holds a completion for that row's prompt
 PAIRED_ROW = "demonstration_row"  # where the prepared one lies; added by us, taken out before rewards see the row
@@ -32,6 +33,12 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
         raise ValueError(
             "demo_dataset: given beside a column `demonstration` of train_dataset; a run has one source of "
             "demonstrations; leave one out"
+        )
+    if demo_dataset is not None and args.gate is not None and weighs(args.gate)[1]:
+        raise ValueError(
+            f"gate: {args.gate} with demonstrations that are a stream of their own; it weighs each prompt's own one by "
+            "what its rollouts achieved; write demonstrations_paired: true, or give train_dataset a column "
+            "`demonstration`"
         )
     if demo_dataset is not None and args.failure_buffer:
         raise ValueError(

@@ -111,11 +111,7 @@ def _module(key: str, word: str, where: str) -> ModuleType:
         path = Path(where).expanduser()
         if not path.is_file():
             raise ValueError(f"{key}: {word!r}; there is no file {path}; write the path of a .py file")
-        name = f"named_file_{path.stem}"
-        spec = spec_from_file_location(name, path)
-        module = sys.modules[name] = module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        return _executed(path.resolve(), path.stat().st_mtime_ns)
     except ModuleNotFoundError as error:
         raise ValueError(f"{key}: {word!r}; {error}; write {FORMS}") from error
     except ValueError:
@@ -124,3 +120,13 @@ def _module(key: str, word: str, where: str) -> ModuleType:
         last = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
         raise ValueError(f"{key}: {word!r}; importing it failed with {what}; mend it") from error
+
+
+@functools.cache
+def _executed(path: Path, changed: int) -> ModuleType:
+    """The module of a file, run once as long as the file stays as it is: gates and schedules are asked at each step."""
+    name = f"named_file_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

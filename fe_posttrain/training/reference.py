@@ -34,7 +34,7 @@ def without_reload(args: FreeEnergyConfig, active: bool):
     kept = args.beta, args.sync_ref_model
     if active:
         args.beta, args.sync_ref_model = 0.0, False
-    elif args.uses_reference and args.beta == 0:  # a schedule that starts at 0 still needs TRL's reference
+    elif args.keeps_reference and args.beta == 0:  # needed later or for demonstrations, TRL must make it as well
         args.beta = 1.0
     try:
         yield

@@ -43,8 +43,8 @@ class ShapesRollouts(ProjectsForward):
         self._set_up_scoring()
         self._exact = args.estimator != "trl"
         self.beta = 0.0 if self._exact else args.beta
-        self._beta_in_force = args.beta
-        self._weights = args.weights_at(0, 1)  # those that the rollouts at hand were shaped with
+        self._weights = args.weights_at(0, 0)  # those that the rollouts at hand were shaped with
+        self._beta_in_force = self._weights.beta
         self._account = Account()
         self._demonstration_factors: Tensor | None = None  # of the groups at hand, by the gate
         self._first_row = 0  # of this process's, among the rollouts of all
@@ -171,7 +171,11 @@ class ShapesRollouts(ProjectsForward):
         if mode == "train":
             self._compare_once(batch)
             if not self._uses_bank:
-                self._account.add(generated_tokens=batch["completion_mask"].sum(), verifier_calls=len(inputs))
+                of_tools = (batch["completion_mask"] - batch["tool_mask"]).sum() if "tool_mask" in batch else 0
+                self._account.add(
+                    generated_tokens=sum(map(len, self._completion_ids)) - of_tools,
+                    verifier_calls=len(inputs) if self._own_reward else 0,
+                )
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
         if mode == "train" and self._failure_buffer is not None:
@@ -179,7 +183,7 @@ class ShapesRollouts(ProjectsForward):
         if self._uses_bank:  # the terms of F come with the forward of the loss
             self._shape_from_bank(batch)
             return self._by_group(batch)
-        weight = self._weights.reward if mode == "train" else self.args.reward_energy_weight
+        weight = self._weights.reward  # in evaluation as in the training before it
         energy = -weight * rewards.nanmean().item() if weight else 0.0
         self._metrics[mode]["free_energy/reward"].append(energy)
         if not self._exact:
@@ -231,9 +235,9 @@ class ShapesRollouts(ProjectsForward):
     def _reverse_shape(self, batch: dict, rewards: Tensor, log_ratio: Tensor, scale: Tensor, mode: str) -> Tensor:
         """Advantages (N,) or (N, T) of the gradient of F, gated and scaled, of all processes' rows."""
         args = self.args
-        weights = self._weights if mode == "train" else args.weights_at(0, 1)
+        weight = self._weights.reward
         group = self.num_generations if mode == "train" else self.num_generations_eval
-        settings = {"group_size": group, "reward_energy_weight": weights.reward, "beta": self._beta_in_force}
+        settings = {"group_size": group, "reward_energy_weight": weight, "beta": self._beta_in_force}
         gather, width = self.accelerator.gather, log_ratio.shape[1]
         if args.estimator == "sequence":
             advantages, baseline = sequence_advantages(rewards, gather(log_ratio.sum(1)), **settings)
@@ -247,7 +251,7 @@ class ShapesRollouts(ProjectsForward):
         if "old_per_token_logps" in batch:  # the policy may have moved when a row is used: see `_compute_loss`
             rank, rows = self.accelerator.process_index, len(log_ratio)
             local = slice(rank * rows, (rank + 1) * rows)
-            batch["energy_reward"] = weights.reward * rewards[local]
+            batch["energy_reward"] = weight * rewards[local]
             batch["energy_baseline"] = (baseline if gated is None else baseline - gated)[local]
             batch["energy_scale"] = scale.expand(len(rewards), *scale.shape[1:])[local]
             batch["reference_log_probs"] = batch.get("_reference_log_probs", torch.zeros_like(log_ratio))

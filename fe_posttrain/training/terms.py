@@ -8,6 +8,8 @@ from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training.finite import require_finite
 from fe_posttrain.training.scoring import ScoresRollouts
 
+# Among the metrics until a row is logged: 1 for a micro-batch on rollouts, 0 for one without.
+ROLLED_OUT = "rolled out"
 KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is known, the gap is logged
 
 
@@ -50,6 +52,26 @@ class RecordsTerms(ScoresRollouts):
         if self.args.uses_reference:
             self._record_kl(log_ratio, mask, "train")
 
+    def _add_total(self, metrics: dict[str, list[float]]) -> None:
+        """`free_energy/total` of the row about to be logged, and beta; steps without rollouts count 0 in reward and KL,
+        which have no weight there."""
+        rolled_out = metrics.pop(ROLLED_OUT, [1.0])
+        share = _mean(rolled_out)
+        if share < 1:
+            metrics["free_energy/reward"] = [share * _mean(metrics.get("free_energy/reward") or [0.0])]
+        terms = [_mean(metrics[key]) for key in ("free_energy/reward", "free_energy/demonstration") if key in metrics]
+        if not (terms and ("free_energy/reward" in metrics or self.args.is_sft)):
+            return
+        held = [key for key in ("free_energy/kl", "free_energy/demonstration_penalty") if key in metrics]
+        if held:
+            betas = metrics["free_energy/beta"]
+            pairs = zip(betas, metrics[held[0]], strict=True)
+            terms.append(share * _mean([beta * nats for beta, nats in pairs]))
+            metrics["free_energy/beta"] = [share * _mean(betas)]
+        else:
+            metrics["free_energy/beta"] = [self._beta_in_force]
+        metrics["free_energy/total"] = [sum(terms)]
+
     def _record_gap(self, known_p: Tensor, mode: str) -> None:
         """F* and F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
         args, beta = self.args, self._beta_in_force
@@ -64,3 +86,7 @@ class RecordsTerms(ScoresRollouts):
         total = metrics["free_energy/reward"][-1] + beta * metrics["free_energy/kl"][-1]
         metrics["free_energy/optimum"].append(optimum.mean().item())
         metrics["free_energy/gap"].append(total - optimum.mean().item())
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

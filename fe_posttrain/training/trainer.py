@@ -25,6 +25,7 @@ from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
 from fe_posttrain.training.rewards import no_reward
 from fe_posttrain.training.run import RunFolder
+from fe_posttrain.training.terms import ROLLED_OUT
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +179,8 @@ class FreeEnergyTrainer(Resumes):
             loss = self._loss_without_rollouts(model)
         else:
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if self.model.training:
+                self._metrics["train"][ROLLED_OUT].append(1.0)
             stop_unless_finite(self.accelerator, "reward and KL", loss, self._last_log_probs)
         if self.model.training and self._demonstration_queue:
             loss = loss + self._demonstration_loss(model, self._demonstration_queue.pop(0))
@@ -185,7 +188,8 @@ class FreeEnergyTrainer(Resumes):
 
     def _loss_without_rollouts(self, model) -> Tensor:
         """Zero, with a gradient of zero: what reward and KL add where neither has a weight."""
-        self._metrics["train"]["free_energy/reward"].append(0.0)
+        self._weights, self._beta_in_force, self._demonstration_factors = self._weights_now, 0.0, None
+        self._metrics["train"][ROLLED_OUT].append(0.0)
         return sum(weight.sum() for weight in model.parameters() if weight.requires_grad) * 0.0
 
     def _demonstration_loss(self, model, batch: demonstrations.DemonstrationBatch) -> Tensor:
@@ -205,8 +209,9 @@ class FreeEnergyTrainer(Resumes):
         recorded = self.accelerator.gather(negative.reshape(1)).sum().item()
         micro_batches = self.current_gradient_accumulation_steps
         self._metrics["train"]["free_energy/demonstration"].append(recorded * micro_batches)
-        counted = batch.inputs["labels"][:, 1:][batch.weights != 0] != -100
-        self._account.add(gradient_tokens=counted.sum(), demonstrations=(batch.weights != 0).sum())
+        if (counted := batch.without_weightless()) is not None:
+            tokens = (counted.inputs["labels"][:, 1:] != -100).sum()
+            self._account.add(gradient_tokens=tokens, demonstrations=demonstrations.count_sequences(counted.inputs))
         return energy * self.accelerator.num_processes / self._divisor
 
     def _token_energies(self, model, inputs: dict) -> TokenEnergies:
@@ -238,15 +243,7 @@ class FreeEnergyTrainer(Resumes):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
-        terms = [metrics[key] for key in ("free_energy/reward", "free_energy/demonstration") if key in metrics]
-        if terms and ("free_energy/reward" in metrics or self.args.is_sft):
-            held = [key for key in ("free_energy/kl", "free_energy/demonstration_penalty") if key in metrics]
-            if held:
-                pairs = zip(metrics["free_energy/beta"], metrics[held[0]], strict=True)
-                terms.append([beta * nats for beta, nats in pairs])
-            else:
-                metrics["free_energy/beta"] = [self._beta_in_force]
-            metrics["free_energy/total"] = [sum(sum(values) / len(values) for values in terms)]
+        self._add_total(metrics)
         for callback in self.callback_handler.callbacks:
             if hasattr(callback, "metrics_to_log"):
                 logs.update(callback.metrics_to_log())

@@ -71,6 +71,8 @@ CATALOGUE: tuple[Metric, ...] = (
         ("free_energy/demonstration_penalty", "nats²/sequence", "", "mean of l²/2 over the step's demonstrations, "
          "l = log pi - log reference of a whole one (`kl_sampler: demonstrations`)"),
         ("free_energy/beta", "energy/nat", "", "beta in force"),
+        ("gate/reward", "", "", "mean factor that the gate gives to the reward of the step's rollouts"),
+        ("gate/demonstration", "", "", "mean factor that it gives to the demonstrations of the step's prompts"),
         ("failure_buffer/size", "demonstrations", DOWN, "demonstrations of failed prompts that wait to be trained on "
          "(`failure_buffer`)"),
         ("failure_buffer/steps", "steps", "", "optimizer steps that the buffer has made since the start, beside the "

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from fe_posttrain.recipe.launch import launch
 from fe_posttrain.recipe.reading import RecipeError
@@ -48,6 +49,13 @@ def test_accelerate_launch_trains_and_fills_the_run_folder(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["families"].keys() == FAMILIES and summary["families"]["tail_10"].keys() == {"start", "end"}
     assert 0.05 < summary["families"]["tail_10"]["start"] < 0.15
+    spent = summary["account"]
+    assert spent["updates"] == 3 and spent["train_seconds"] == summary["train_seconds"] > 0
+    assert spent["verifier_calls"] == 3 * 64 and spent["demonstrations"] == 0
+    lengths = [row["completions/mean_length"] * 64 for row in logged]
+    assert spent["generated_tokens"] == round(sum(lengths))
+    weights = load_file(folder / "model" / "model.safetensors").values()  # tied ones once
+    assert spent["parameters"] == sum(weight.numel() for weight in weights)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     assert recipe["beta"] == 0.05 and recipe["max_steps"] == 3 and recipe["estimator"] == "sequence"
     versions = json.loads((folder / "versions.json").read_text())

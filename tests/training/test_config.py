@@ -1,5 +1,7 @@
 """FreeEnergyConfig: every problem at once, and TRL's defaults for what the run is."""
 
+import re
+
 import pytest
 from trl import GRPOConfig, SFTConfig
 
@@ -100,3 +102,45 @@ def test_only_settings_that_move_the_optimum_are_announced(tmp_path):
     assert what_changes_the_optimum(config(tmp_path, **PURE)) == []
     assert len(what_changes_the_optimum(config(tmp_path, beta=0.1, temperature=0.7, entropy_coef=0.01))) == 2
     assert len(what_changes_the_optimum(config(tmp_path, beta=0.1, estimator="trl"))) == 3
+
+
+DEMONSTRATED = {"demonstration_energy_weight": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"gate": "entropy"}, "gate: entropy weighs a prompt's terms by what its own rollouts achieved"),
+        ({"reward_projection": "forward", "beta": 0.1}, None),
+        ({"reward_projection": "alternating", "beta": 0.1}, None),
+        ({"reward_projection": "forward", "success_threshold": 0.5}, "forward at beta 0 selects: .* 0.5 count alike"),
+        ({"reward_projection": "forward", "beta": 0.1, "forward_sampler": "bank"}, "bank fits bank_draws: 64"),
+        ({**DEMONSTRATED, "demonstration_projection": "reverse"}, "it ends at the most frequent token"),
+        ({**PURE, "demonstration_projection": "reverse"}, "it ends at the most frequent token"),
+        ({**PURE, "demonstration_beta": 0.05}, "demonstration_beta: 0.05 replaces -log pi by a target per token"),
+        (
+            {**PURE, "demonstration_beta": 0.05, "demonstration_projection": "reverse"},
+            "demonstration_beta: 0.05 replaces -log pi by a target per token",
+        ),
+        ({**DEMONSTRATED, "demonstration_shaping": "shrinking"}, "shaping: shrinking weighs each demonstrated token"),
+        ({"beta": 0.1, "beta_schedule": {"linear": {"final": 0.0}}}, "^beta_schedule: F moves with the step"),
+        (
+            {
+                "reward_energy_schedule": {"linear": {"final": 0.0}},
+                "demonstration_energy_schedule": {"linear": {"final": 1.0}},
+            },
+            "^reward_energy_schedule, demonstration_energy_schedule: F moves with the step",
+        ),
+    ],
+)  # fmt: skip
+def test_each_setting_that_moves_the_optimum_has_one_sentence(tmp_path, own, words):
+    found = what_changes_the_optimum(config(tmp_path, **own))
+    assert len(found) == (words is not None)
+    if words:
+        assert re.search(words, found[0]) and found[0].endswith(".")
+
+
+def test_alternating_without_a_temperature_has_two_ends(tmp_path):
+    found = what_changes_the_optimum(config(tmp_path, reward_projection="alternating", projection_period=7))
+    assert len(found) == 2 and "at beta 0 selects" in found[0]
+    assert "two ends" in found[1] and "projection_period: 7 steps" in found[1]

@@ -47,6 +47,10 @@ def assert_same(alone: list[dict[str, torch.Tensor]], together: list[dict[str, t
             assert (gradient - two[name]).abs().max() <= 1e-6 * scale, name
 
 
+def test_a_gate_meets_the_demonstrations_of_its_prompts_on_every_process(found, tmp_path):
+    assert_same(two_processes.gated(tmp_path, 1), found["gated"])
+
+
 def test_processes_may_forward_different_numbers_of_rows(found, tmp_path):
     """Shared prompts, rows left out and dealt by length on two processes, against padded rows on one."""
     alone = two_processes.whole_groups(tmp_path, 1, False)

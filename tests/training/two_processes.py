@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
 from fe_posttrain.sequences.scoring import score
+from fe_posttrain.tasks import digits
 from fe_posttrain.training import scoring
 from fe_posttrain.training.reward_faults import RewardError
 
@@ -56,6 +57,39 @@ def straddling(folder: Path, processes: int, estimator: str, **settings) -> list
         reward_funcs=[small.length_reward],
         train_dataset=small.prompts(),
         demo_dataset=small.demonstrations(),
+        rollout_func=fixed_rollouts,
+    )
+    return record.gradients
+
+
+def gated(folder: Path, processes: int) -> list[dict[str, torch.Tensor]]:
+    """Gradients under a gate, one group straddling processes: each prompt's demonstration by its own successes."""
+
+    def by_place(completions, **_):
+        first = int(os.environ.get("RANK", "0")) * len(completions)
+        return [
+            [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0][first + i] for i in range(len(completions))
+        ]
+
+    rows = small.prompts()
+    record, _ = small.run(
+        FreeEnergyTrainer,
+        FreeEnergyConfig,
+        folder,
+        settings={
+            "max_steps": STEPS,
+            "per_device_train_batch_size": ROWS // processes,
+            "num_generations": GROUP,
+            "max_completion_length": 8,
+            "beta": 0.2,
+            "gate": {"threshold": {"solved_at_most": 1}},
+            "demonstration_energy_weight": 0.5,
+            "demonstration_beta": 0.3,
+            "max_grad_norm": 0.0,
+        },
+        model=small.model(),
+        reward_funcs=[by_place],
+        train_dataset=rows.add_column("demonstration", [digits.demonstration(x) for x in rows["prompt"]]),
         rollout_func=fixed_rollouts,
     )
     return record.gradients
@@ -237,6 +271,7 @@ def faulty_on_rank_1(folder: Path, policy: str) -> dict:
 if __name__ == "__main__":
     where = Path(sys.argv[1])
     found = {name: straddling(where, 2, name) for name in ("sequence", "sequence_to_go")}
+    found["gated"] = gated(where, 2)
     found["reset"] = straddling(where, 2, "sequence", reference_resets=[1])
     found["whole groups"] = whole_groups(where, 2, True)
     found["sft"] = sft_parity(where)
