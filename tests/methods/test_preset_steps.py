@@ -4,6 +4,8 @@ Where a preset departs from its paper (`departures` in fe_posttrain/methods/pres
 the preset, and says so.
 """
 
+from pathlib import Path
+
 import pytest
 import small
 import torch
@@ -12,8 +14,15 @@ from datasets import Dataset
 from preset_runs import GROUP, PROMPTS, less_the_others, log_probs, policy_gradient, run, spy_on_sampler, surrogate
 from trl import GRPOConfig, GRPOTrainer
 
+from fe_posttrain.methods.presets import METHODS
+
 MOVES = {"max_steps": 2, "learning_rate": 0.02}
 EVEN = (4, 2, 0, 1)  # of four prompts: how many of their four rollouts are solved
+
+
+def test_every_preset_has_a_step_here():
+    words = "".join(path.read_text() for path in Path(__file__).parent.glob("test_preset_steps*.py"))
+    assert [name for name in METHODS if f'"{name}"' not in words] == []
 
 
 def first_ones(prompts, completion_ids):

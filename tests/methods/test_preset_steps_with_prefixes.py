@@ -1,8 +1,7 @@
 """One step of the presets whose rollouts start inside a demonstration, against their papers' formulas, row by row.
 
-Departures (`departures` in fe_posttrain/methods/presets.py, and the head of fe_posttrain/training/prefixes.py): A is not
-divided by a deviation and leaves the row itself out of its baseline, hints are summed and not averaged over tokens, and
-prefix and continuation share the longest completion, 8 tokens.
+Departures: A is not divided by a deviation and leaves the row itself out of its baseline, hints are summed and not
+averaged over tokens, and prefix and continuation share the longest completion, 8 tokens.
 """
 
 import math
@@ -32,7 +31,8 @@ def starts_of(judged, call) -> list[list[int]]:
 def test_uft(tmp_path, monkeypatch):
     """Policy gradient and KL (beta .001) on what follows the hint, .001 times -log pi of the hint itself.
 
-    Each of a demonstration's tokens is hinted at with probability .95 (1 + cos(pi u)) / 2, u = step / (.6 of the run)."""
+    A hint is Binomial(tokens of the demonstration, q) long, q = .95 (1 + cos(pi u)) / 2, u the step over
+    .6 of the run, and with none after that."""
     calls = spy_on_sampler(monkeypatch)
     done = run(tmp_path, "uft", {"max_steps": 10, "learning_rate": 0.02}, even_tokens)
     shares = [0.95 * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)] + [0.0] * 4
