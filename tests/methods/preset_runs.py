@@ -33,8 +33,9 @@ Tokens = list[list[int]]
 
 
 class Judged(NamedTuple):
-    """Completions in the order in which the reward saw them: groups adjoining."""
+    """Completions in the order in which the reward saw them, groups adjoining, before optimizer step `step`."""
 
+    step: int
     prompts: list[str]
     prompt_ids: Tokens
     completion_ids: Tokens
@@ -109,7 +110,8 @@ def run(
 
     def judge(prompts, completion_ids, **_):
         rewards = worth(prompts, completion_ids)
-        judged.append(Judged(prompts, small.TOKENIZER(prompts)["input_ids"], completion_ids, rewards))
+        step = trainer.state.global_step
+        judged.append(Judged(step, prompts, small.TOKENIZER(prompts)["input_ids"], completion_ids, rewards))
         return rewards
 
     kind = METHODS[method].demonstrations

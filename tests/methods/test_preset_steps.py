@@ -109,8 +109,9 @@ def test_sft_on_what_was_solved(tmp_path, method, steps, refreshes):
     whole bank's N = 8 draws, not of the four in the group. RAFT: at step 25 on the policy's draws of that step.
 
     The paper of RAFT takes the best draw of each prompt; the preset all that reach success_threshold."""
-    done = run(tmp_path, method, {"max_steps": steps, "bank_draws": DRAWS, "learning_rate": 0.01}, even_first)
-    assert len(done.judged) == 1 + refreshes and len(done.judged[0].prompts) == DRAWS * len(PROMPTS)
+    done = run(tmp_path, method, {"max_steps": steps, "bank_draws": DRAWS, "learning_rate": 0.02}, even_first)
+    assert [judged.step for judged in done.judged] == [0, 25][: 1 + refreshes]
+    assert all(len(judged.prompts) == DRAWS * len(PROMPTS) for judged in done.judged)
     policy, loss, counts = done.policy(steps - 1), 0.0, []
     for prompt_ids, completion_ids, rewards, draw in from_the_bank(done, steps - 1, refreshes):
         if rewards[draw] == 1:
@@ -120,18 +121,17 @@ def test_sft_on_what_was_solved(tmp_path, method, steps, refreshes):
     assert len(set(counts)) > 1
     done.check(steps - 1, loss / (4 * GROUP * LENGTH), policy)
     if refreshes:
-        assert done.judged[0].completion_ids != done.judged[1].completion_ids
         first, second = (gained(policy, judged) for judged in done.judged)
         assert second > 0.2 and first < -0.2  # drawn from what the policy had become
 
 
 def gained(policy, judged) -> float:
-    """Mean of log pi - log pi of the start over the first 80 completions: by who drew, a KL to or from the start."""
+    """Mean of log pi - log pi of the start over the first 200 completions: by who drew, a KL to or from the start."""
     with torch.no_grad():
         now, before = (
-            log_probs(model, judged.prompt_ids[:80], judged.completion_ids[:80]) for model in (policy, small.model())
+            log_probs(model, judged.prompt_ids[:200], judged.completion_ids[:200]) for model in (policy, small.model())
         )
-    return sum((a - b).sum().item() for a, b in zip(now, before, strict=True)) / 80
+    return sum((a - b).sum().item() for a, b in zip(now, before, strict=True)) / 200
 
 
 def test_gibbs_sft(tmp_path):
