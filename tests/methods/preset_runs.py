@@ -8,6 +8,7 @@ counts tokens while its gradient is that of -A log pi, so `surrogate` stands for
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -57,16 +58,20 @@ class Policies(TrainerCallback):
 
 @dataclass
 class Run:
-    """What a run left: logs and gradients of each step, policies at each step's beginning, what was judged."""
+    """What a run left: logs and gradients of each step, policies at each step's beginning, what was judged.
+
+    `start()` makes the model that the run began with.
+    """
 
     record: small.Record
     trainer: FreeEnergyTrainer
     policies: Policies
     judged: list[Judged]
+    start: Callable[[], Any]
 
     def policy(self, step: int):
         """The model as it was when optimizer step `step`, counted from 0, began."""
-        model = small.model()
+        model = self.start()
         model.load_state_dict(self.policies.at[step])
         return model
 
@@ -88,25 +93,32 @@ def recipe_of(folder, method: str, keys: dict[str, Any]) -> FreeEnergyConfig:
         written |= {"demonstrations": {"barrier": 1}, "per_device_demonstration_batch_size": len(SHOWN)}
     if preset.demonstrations == "paired":
         written["demonstrations_paired"] = True
-    written |= {"max_grad_norm": 0.0, **keys}
+    if "max_grad_norm" not in preset.settings:
+        written["max_grad_norm"] = 0.0
+    written |= keys
     path = folder / f"{method}.yaml"
     path.write_text(yaml.safe_dump(written))
     args = resolve(path, [])[1]
-    kept = {key: value for key, value in preset.settings.items() if key not in keys and key != "max_grad_norm"}
+    kept = {key: value for key, value in preset.settings.items() if key not in keys}
     assert {key: getattr(args, key) for key in kept} == kept
     return args
 
 
 def run(
-    folder, method: str, keys: dict[str, Any], worth: Callable[[list[str], Tokens], list[float]] | None = None
+    folder,
+    method: str,
+    keys: dict[str, Any],
+    worth: Callable[[list[str], Tokens], list[float]] | None = None,
+    **config: Any,
 ) -> Run:
     """Train as the preset says.
 
     Args:
         keys: of the recipe, beside `method`.
         worth: (prompts, completion ids) of all rows -> their rewards.
+        config: of the model.
     """
-    args, judged = recipe_of(folder, method, keys), []
+    args, judged, start = recipe_of(folder, method, keys), [], partial(small.model, **config)
 
     def judge(prompts, completion_ids, **_):
         rewards = worth(prompts, completion_ids)
@@ -122,7 +134,7 @@ def run(
         shown = Dataset.from_dict({"prompt": SHOWN, "completion": [digits.demonstration(x) for x in SHOWN]})
     record, policies = small.Record(), Policies()
     trainer = FreeEnergyTrainer(
-        small.model(),
+        start(),
         reward_funcs=[judge] if worth else None,
         args=args,
         train_dataset=None if args.is_sft else rows,
@@ -133,7 +145,7 @@ def run(
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     assert len(record.logs) == len(record.gradients) == args.max_steps
-    return Run(record, trainer, policies, judged)
+    return Run(record, trainer, policies, judged, start)
 
 
 def spy_on_sampler(monkeypatch) -> list[tuple[Tokens, Tokens]]:
