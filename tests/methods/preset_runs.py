@@ -86,16 +86,15 @@ def recipe_of(folder, method: str, keys: dict[str, Any]) -> FreeEnergyConfig:
     preset = METHODS[method]
     written = {"model_name_or_path": "testbed", "method": method, **small.SETTINGS, "output_dir": str(folder / "run")}
     if preset.settings["reward_energy_weight"] or "reward_energy_schedule" in preset.settings:
-        written |= {"prompts": {"barrier": 1}, "reward_funcs": ["digits"], **small.ROLLOUTS}
+        written |= {"prompts": {"barrier": 1}, "reward_funcs": ["digits"]}
     elif preset.settings["beta"]:
-        written |= {"prompts": {"barrier": 1}, **small.ROLLOUTS}
+        written["prompts"] = {"barrier": 1}
     if preset.demonstrations == "stream":
         written |= {"demonstrations": {"barrier": 1}, "per_device_demonstration_batch_size": len(SHOWN)}
     if preset.demonstrations == "paired":
         written["demonstrations_paired"] = True
-    if "max_grad_norm" not in preset.settings:
-        written["max_grad_norm"] = 0.0
-    written |= keys
+    sizes = {"max_grad_norm": 0.0, **(small.ROLLOUTS if "prompts" in written else {})}
+    written |= {key: value for key, value in sizes.items() if key not in preset.settings} | keys
     path = folder / f"{method}.yaml"
     path.write_text(yaml.safe_dump(written))
     args = resolve(path, [])[1]

@@ -165,7 +165,9 @@ def test_alternating(tmp_path):
 
 
 def test_distillation(tmp_path, monkeypatch):
-    """KL(pi||teacher) on the policy's own draws: A = -(l - mean of the others' l), l = sum log(pi/teacher), beta 1."""
+    """KL(pi||teacher) on the policy's own draws: A = -(l - mean of the others' l), l = sum log(pi/teacher), beta 1.
+
+    Departure: the paper takes the divergence of each token over the whole vocabulary, and no gradient through draws."""
     teacher, draws = small.model(seed=1, initializer_range=0.1), spy_on_sampler(monkeypatch)
     teacher.save_pretrained(tmp_path / "teacher")
     small.TOKENIZER.save_pretrained(tmp_path / "teacher")

@@ -149,7 +149,7 @@ def test_luffy(tmp_path, accumulation):
     def worth(prompts, completion_ids):
         return [float(i % group < solved[i // group]) for i in range(28)]
 
-    done = run(tmp_path, "luffy", keys | {"num_generations": group}, worth)
+    done = run(tmp_path, "luffy", keys, worth)
     judged, policy = done.judged[1], done.policy(1)
     rows = log_probs(policy, judged.prompt_ids, judged.completion_ids)
     drawn = 49 / 64 * policy_gradient(rows, less_the_others(judged.rewards, group))
