@@ -26,7 +26,7 @@
     interplay      RL on prompts of one depth: pass@k moves at the edge; mid-training shifts it (about 3 CPU-minutes)
     report_page    report.html of two runs in a browser: errors, requests, width, size    (about 3 CPU-minutes)
     echo_chamber   RL from a base of three answer formats: exact shares, with and without KL (about 4 CPU-minutes)
-    methods        recipes/methods: every named method's run, exact p, what it claims     (about 9 CPU-minutes)
+    methods        recipes/methods: every named method's run, exact p, what it claims     (about 8 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
 """
