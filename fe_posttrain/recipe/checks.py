@@ -31,12 +31,20 @@ def resolve(path: str | Path, overrides: list[str]) -> tuple[RunSettings, FreeEn
         RecipeError: every problem of the recipe, a line each: `recipes/x.yaml:12: key: what; why; what to write`.
     """
     recipe = read_recipe(path, overrides)
+    raise_all(problems_of(recipe))
+    return _build(recipe)
+
+
+def problems_of(recipe: Recipe) -> list[Problem]:
+    """Every problem that can be told without what TRL and this machine say to the finished dataclasses.
+
+    Where the recipe names a method, `recipe` has its keys afterwards.
+    """
     lacking = expand(recipe)
     unread = [problem for problem in recipe.problems if problem.key not in recipe.values]
     problems = [*_keys(recipe), *_types(recipe)]
     faulty = {problem.key for problem in (*unread, *problems)}
-    raise_all([*recipe.problems, *lacking, *problems, *_values(recipe, faulty)])
-    return _build(recipe)
+    return [*recipe.problems, *lacking, *problems, *_values(recipe, faulty)]
 
 
 def _fields() -> dict[str, tuple[type, dataclasses.Field, Any]]:

@@ -50,6 +50,7 @@ def reported(
     )
     body |= {"step": found.step, "kl": found.kl, "weights": found.weights, "movements": probes.movements(found)}
     body["points"]["prompt"] = [shortened(as_text(row["prompt"])) for row in probes.rows]
+    body["points"]["screened"] = {"correct": screened.correct.tolist(), "drawn": screened.drawn.tolist()}
     body["points"]["support"] = {
         "start": [_MEMBERSHIP[state] for state in probes.at_start.tolist()],
         "now": [_MEMBERSHIP[state] for state in probes.states[probes.key.budget].tolist()],
