@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare methods: run every arm of a comparison with every seed, then say what differs and what may be concluded.
 
-    scripts/compare.py --config recipes/comparisons/fair.yaml --output_dir runs/fair
+    scripts/compare.py --config recipes/comparisons/beyond.yaml --output_dir runs/beyond
     scripts/compare.py --config ... --print      the commands instead, one a line, for a cluster
     scripts/compare.py --config ... --report     tables and figures of the runs that are there
 

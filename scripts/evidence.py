@@ -3,6 +3,7 @@
 
     optimum        our estimators, TRL's RLOOTrainer and GRPOTrainer on a world that can be enumerated: what is left
                    of the gap F - F* after 400 steps of 128 samples, paired seeds         (about 9 CPU-minutes)
+    projections    forward and reverse projection of one target on the same world       (about 6 CPU-minutes)
     mixture        recipes/mixture.yaml: exact p per family before and after              (about 2 CPU-minutes)
     chain_sum      scripts/chain_sum.py and its recipe: before and after, 3 seeds         (about 6 CPU-minutes)
     recipes        40 recipes with one mistake each: exit code, line, suggestion          (about 5 CPU-minutes)
@@ -47,7 +48,8 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     **dict.fromkeys(("support_null", "support_tail", "support_barrier", "support_draws"), "support"),
     "support_displacement": "support_displacement",
     "interplay": "interplay",
-    **{name: name for name in ("worlds", "adaptive", "null_worlds", "alarms", "mirror", "penalty", "report_page")},
+    **{name: name for name in ("projections", "worlds", "adaptive", "null_worlds", "alarms", "mirror", "penalty")},
+    "report_page": "report_page",
     "echo_chamber": "echo_chamber",
 }
 

@@ -45,7 +45,7 @@ def ran(tmp_path_factory):
         "settings": SMALL,
         "arms": {"quiet": {"settings": {"learning_rate": 0.0}, "role": "negative"}, "rl": {}},
         "budget": 64,
-        "launch": "python tests/methods/train_with_account.py",
+        "launch": "python",
     }
     (place / "small.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     words = ["--config", str(place / "small.yaml"), "--output_dir", str(place / "out")]
@@ -63,6 +63,10 @@ def test_all_runs_are_made_and_compared(ran):
     found = json.loads((out / "comparison.json").read_text())
     quiet, rl = (found["arms"][label]["mean"] for label in ("quiet", "rl"))
     assert quiet["kl"] == pytest.approx(0, abs=1e-6) and rl["kl"] > 1e-3
+    # 4 steps of 64 completions, each judged once and trained on once at most
+    assert rl["verifier_calls"] == 256 and rl["updates"] == 4 and rl["demonstrations"] == 0
+    assert 256 <= rl["generated_tokens"] <= 256 * 12 and 0 < rl["gradient_tokens"] <= rl["generated_tokens"]
+    assert found["pairs"]["rl"]["generated"]["differences"]["verifier_calls"] == 0.0
     assert found["budgets"] == [64] and found["k"] == 16 and found["arms"]["rl"]["seeds"] == [0, 1]
     # The table's numbers are those of the runs' own last probe.
     report = json.loads((out / "rl/seed-0/summary.json").read_text())["support"]

@@ -60,6 +60,25 @@ def test_scores_do_not_depend_on_padding_or_batches(name):
         assert row[kept].tolist() == pytest.approx(drawn, abs=2e-5)
 
 
+@pytest.mark.parametrize("name", BUILDERS)
+def test_each_row_may_have_a_limit_of_its_own(name):
+    model, limits = build(name), [1, 9, 4, 20, 2, 9] + [3] * 6 + [1, 9, 9, 5]
+    own = {"eos_token_ids": [EOS], "pad_token_id": PAD}
+    torch.manual_seed(1)
+    drawn = sample(model, PROMPTS, Decoding(9), limits=limits, **own)
+    for ids, log_probs, entropies, most in zip(*drawn, limits, strict=True):
+        assert len(ids) == len(log_probs) == len(entropies) <= min(most, 9)
+        assert EOS not in ids[:-1] and (ids[-1] == EOS or len(ids) == min(most, 9))
+    assert sum(len(ids) == most for ids, most in zip(drawn.completion_ids, limits, strict=True)) > 6
+    scored, mask = score(model, PROMPTS, drawn.completion_ids, pad_token_id=PAD)
+    for row, kept, found in zip(scored, mask, drawn.log_probs, strict=True):
+        assert row[kept].tolist() == pytest.approx(found, abs=2e-5)
+    torch.manual_seed(1)
+    free = sample(model, PROMPTS, Decoding(9), **own)
+    torch.manual_seed(1)
+    assert sample(model, PROMPTS, Decoding(9), limits=[9] * len(PROMPTS), **own) == free
+
+
 def test_samples_follow_the_law_of_the_model():
     """20,000 completions of at most two tokens against their exact probabilities."""
     model = build("llama")

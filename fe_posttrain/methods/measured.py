@@ -14,7 +14,7 @@ SPENT = ("generated_tokens", "verifier_calls", "gradient_tokens", "forward_token
 CERTIFIED = ("elicited", "created", "lost")
 OBJECTIVE = tuple(  # keys of a recipe: two runs that agree on them descend one F
     "reward_energy_weight demonstration_energy_weight beta reward_energy_schedule demonstration_energy_schedule "
-    "beta_schedule gate reward_funcs reward_weights demonstration_projection demonstration_beta "
+    "beta_schedule reference_resets reference_model_name_or_path gate reward_funcs reward_weights demonstration_projection demonstration_beta "
     "demonstration_shaping".split()
 )
 
@@ -51,8 +51,8 @@ class Measured:
     """A finished run.
 
     rounds: its probe rounds, before them the reference itself (step 0, KL 0). report: of the last round. account:
-    what the run spent. energies: F and its terms, each start and end; objective: the weights that F was made with.
-    parameters: of the model; None where the run folder does not say.
+    what the run spent, and the policy's `parameters`. energies: F and its terms, each start and end; objective: the
+    keys that say which F it is.
     """
 
     rounds: tuple[Round, ...]
@@ -60,7 +60,6 @@ class Measured:
     account: Mapping[str, float]
     energies: Mapping[str, Mapping[str, float]]
     objective: Mapping[str, Any]
-    parameters: int | None
 
     @property
     def last(self) -> Round:
@@ -95,12 +94,10 @@ class Measured:
         return found
 
     @property
-    def flops(self) -> float | None:
+    def flops(self) -> float:
         """6 N for every token that a gradient went through, 2 N for every one generated or scored; N parameters."""
-        if self.parameters is None:
-            return None
         passed = self.account["generated_tokens"] + self.account["forward_tokens"]
-        return self.parameters * (6.0 * self.account["gradient_tokens"] + 2.0 * passed)
+        return self.account["parameters"] * (6.0 * self.account["gradient_tokens"] + 2.0 * passed)
 
     def numbers(self, k: int) -> dict[str, float | None]:
         """Its row of the table; probabilities, percentage points, nats, counts, seconds; None where not measured."""
@@ -134,7 +131,7 @@ def measured(folder: Folder) -> Measured:
         lacks = "no probe round"
     elif "screened" not in folder.probes[-1]["report"]["points"]:
         lacks = "its probes do not tell the reference's counts of a fixed number of draws"
-    elif missing := sorted({*SPENT, "train_seconds"} - folder.summary.get("account", {}).keys()):
+    elif missing := sorted({*SPENT, "parameters", "train_seconds"} - folder.summary.get("account", {}).keys()):
         lacks = f"summary.json has no account of {', '.join(missing)}"
     if lacks:
         raise ValueError(
@@ -151,7 +148,6 @@ def measured(folder: Folder) -> Measured:
         account=folder.summary["account"],
         energies=folder.summary.get("free_energy", {}),
         objective={name: folder.recipe.get(name) for name in OBJECTIVE},
-        parameters=folder.summary.get("parameters"),
     )
 
 

@@ -93,9 +93,12 @@ def _values(recipe: Recipe, faulty: set[str]) -> list[Problem]:
         for key, text in out_of_limits(kind, {key: v for key, v in values.items() if FIELDS[key][0] is kind})
     ]
     faulty = faulty | {problem.key for problem in found}
+    if "method" in faulty:  # most keys are not known yet
+        return found
     values = {key: value for key, value in values.items() if key not in faulty}
     config = _draft(values)
-    known = {name: getattr(config, name) for name in ("generates", "uses_reward", "uses_demonstrations")}
+    asked = ("generates", "uses_reward", "uses_demonstrations", "reads_demonstrations")
+    known = {name: getattr(config, name) for name in asked}
     run = SimpleNamespace(**_defaults() | values | known, written=set(values), faulty=faulty)
     found += [Problem(recipe.place(key), key, text) for key, text in not_found(run) if key not in faulty]
     meant = {suggestion(key, FIELDS) for key in faulty}  # `prompt:` is not "no prompts" as well

@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = (
         ("demonstration_dataset_name", "demonstrations", "demonstrations_paired"),
         lambda run: (
             (run.demonstrations or run.demonstration_dataset_name or run.demonstrations_paired)
-            and not run.uses_demonstrations
+            and not run.reads_demonstrations
         ),
         "written while demonstration_energy_weight is 0; nobody would read them; write "
         "demonstration_energy_weight: 1.0, or remove them",

@@ -99,7 +99,7 @@ class _Loading:
                 f"{'dataset_name' if settings.dataset_name else 'prompt_rows'}: {len(rows)} prompts; one generation "
                 f"batch takes {needed}; write more rows, a smaller per_device_train_batch_size or more num_generations"
             )
-        if not self.args.uses_demonstrations:
+        if not self.args.reads_demonstrations:
             return rows
         paired, apart = PAIRED in rows.column_names, settings.demonstration_dataset_name or settings.demonstrations
         if paired and apart and not settings.demonstrations_paired:

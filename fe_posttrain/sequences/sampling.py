@@ -35,6 +35,7 @@ def sample(
     *,
     eos_token_ids: list[int],
     pad_token_id: int,
+    limits: list[int] | None = None,
     compiled: bool = False,
 ) -> Drawn:
     """Draw one completion per row, with the log-prob of every token under the sampler.
@@ -47,13 +48,14 @@ def sample(
         prompt_ids: N lists of token ids.
         decoding: temperature, truncation and length.
         eos_token_ids: tokens that end a completion; the token itself belongs to the completion.
+        limits: N, the most tokens of each row, 1 or more; default `decoding.max_new_tokens`, which bounds them anyway.
         compiled: on a GPU, decode by a compiled forward over a cache of fixed size (`static`); its random numbers, and
             so its draws, are others. Where that cannot be it is said once.
 
     Raises:
         FloatingPointError: the model's probabilities are NaN.
     """
-    own = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id}
+    own = {"eos_token_ids": eos_token_ids, "pad_token_id": pad_token_id, "limits": limits}
     with _casting_once(next(model.parameters()).device.type):
         found = Prefilled(model, prompt_ids, pad_token_id)
         if compiled and (reason := why_not(model, found, decoding.max_new_tokens)):
@@ -71,7 +73,14 @@ def _casting_once(device_type: str) -> torch.autocast:
 
 
 @torch.no_grad()
-def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: list[int], pad_token_id: int) -> Drawn:
+def complete(
+    decode: Growing | Static,
+    decoding: Decoding,
+    *,
+    eos_token_ids: list[int],
+    pad_token_id: int,
+    limits: list[int] | None = None,
+) -> Drawn:
     """`sample` from prompts that were forwarded.
 
     Rows are looked at every `decode.LOOKS` tokens; what is drawn meanwhile for rows that have finished is cut off.
@@ -79,6 +88,7 @@ def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: lis
     logits, device = decode.logits, decode.logits.device
     warpers, eos = decoding.warpers(), torch.tensor(eos_token_ids, device=device)
     n, length = len(logits), decoding.max_new_tokens
+    most = None if limits is None else torch.tensor(limits, device=device)
     tokens = torch.full((n, length), pad_token_id, device=device)
     log_probs, entropies = torch.zeros(2, n, length, device=device)
     lengths = torch.full((n,), length, device=device)
@@ -92,6 +102,8 @@ def complete(decode: Growing | Static, decoding: Decoding, *, eos_token_ids: lis
         log_probs[rows, t] = step_log_probs.gather(1, drawn)[:, 0]
         broken += torch.where(running, entropy, 0.0).sum()
         ends = running & (drawn == eos).any(1)
+        if most is not None:
+            ends |= running & (most[rows] <= t + 1)
         lengths[rows] = torch.where(ends, t + 1, lengths[rows])
         running &= ~ends
         if t + 1 == length or (t + 1) % decode.LOOKS == 0:

@@ -346,8 +346,8 @@ class SupportCallback(TrainerCallback):
             ratio = before - batch.log_probs[chosen]
             windows.windows.append(window(step, step - windows.kept_at, ratio, batch.row[chosen]))
             windows.kept, windows.kept_at = KeptWeights(self._policy()), step
-        if windows.kept_at < step:
-            return None  # the last updates are in the probes alone
+        if windows.kept_at < step or windows.windows[0].step > windows.windows[0].updates:
+            return None  # the last updates, or the first ones, are in the probes alone
         start = mean_over_prompts(self.probes.bank.screened.mean(1), shares)
         correct, drawn = found.totals
         return closure(windows.windows, start, mean_over_prompts(correct / drawn, shares))

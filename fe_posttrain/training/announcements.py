@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from fe_posttrain.training.gates import SCHEDULE_OF
+from fe_posttrain.training.prefix_settings import CHANGES_OPTIMUM as PREFIXES_CHANGE_OPTIMUM
 
 if TYPE_CHECKING:
     from fe_posttrain.training.config import FreeEnergyConfig
@@ -74,6 +75,10 @@ _CHANGES_OPTIMUM = (
         lambda a: a.failure_buffer > 0,
         "failure_buffer: {failure_buffer}: demonstrations are read only of prompts whose rollouts all failed, in steps "
         "of their own: a gate on the group's own rewards is no weight of F, and no gap is shown.",
+    ),
+    (
+        lambda a: a.prefix_share > 0,
+        PREFIXES_CHANGE_OPTIMUM,
     ),
     (
         lambda a: a.sync_ref_model,

@@ -19,6 +19,7 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.theory.projections import bank_weights
+from fe_posttrain.training.demonstrations import PAIRED_ROW
 from fe_posttrain.training.rollout_events import prompt_key
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,9 @@ def draw_bank(trainer) -> Bank:
         RewardError: a reward failed, as in rollouts.
     """
     args, accelerator = trainer.args, trainer.accelerator
-    rows = [trainer.train_dataset[i] for i in range(len(trainer.train_dataset))]
+    rows = trainer.train_dataset.to_list()
+    for row in rows:
+        row.pop(PAIRED_ROW, None)  # ours: no reward sees it
     known = list({prompt_key(row["prompt"]): row for row in rows}.values())
     world, rank = accelerator.num_processes, accelerator.process_index
     mine = known[rank::world] or known[:1]

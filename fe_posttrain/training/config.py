@@ -89,6 +89,17 @@ class FreeEnergyConfig(GRPOConfig):
         quiet_group_rate: q, the probability with which a group whose rewards are all equal is trained on, weighted by
             1/q: its KL is then estimated from fewer groups, without bias. Under beta = 0 such groups have no gradient
             and are left out whatever q is.
+        prefix_share: share of its demonstration, without the end token, that a rollout starts with; 0: none does. Needs
+            a column `demonstration`. The policy gradient and the KL run over what follows; see `prefixes`.
+        prefix_schedule: how `prefix_share` moves over the run, as `{cosine: {final: 0.05, until: 0.6}}`; default: it
+            does not.
+        prefix_law: `fixed` (that share, rounded), or `binomial` (each token of the demonstration with that
+            probability), drawn once for all rollouts of a prompt.
+        prefix_rollouts: how many rollouts of each group start so; default all.
+        prefix_update: what of a prefix joins the reward term with the rollout's advantage: `none`, or `uncertain`: the
+            `prefix_update_share` of its tokens with the highest entropy under the policy.
+        prefix_likelihood_weight: w, weight of -log pi(prefix): its sum over tokens, averaged over all rollouts, at the
+            sampling temperature.
         loss_divisor: the one constant that F is divided by in the loss; default `max_completion_length`.
         per_device_demonstration_batch_size: demonstrations a device reads per micro-batch when they are a stream
             of their own beside rollouts; default `per_device_train_batch_size`.
@@ -148,6 +159,15 @@ class FreeEnergyConfig(GRPOConfig):
         metadata={"help": "Steps (below 1: shares of the run) at which the policy becomes the reference."},
     )
     reference_model_name_or_path: str | None = _key(None, "Another model as the reference (a teacher): folder or name.")
+    prefix_share: float = _key(0.0, "Share of its demonstration that a rollout starts with; 0: none.")
+    prefix_schedule: str | dict[str, dict[str, Any]] | None = field(
+        default=None, metadata={"help": "How prefix_share moves: {cosine: {final: 0.05, until: 0.6}}."}
+    )
+    prefix_law: str = _key("fixed", "Length of a prefix: fixed (the share, rounded) or binomial.")
+    prefix_rollouts: int | None = _key(None, "Rollouts of each group that start so; default all.")
+    prefix_update: str = _key("none", "What of a prefix joins the reward term: none or uncertain.")
+    prefix_update_share: float = _key(0.2, "Under uncertain: the share of a prefix's tokens, by entropy.")
+    prefix_likelihood_weight: float = _key(0.0, "Weight of the prefix tokens' -log pi.")
     loss_divisor: float | None = _key(None, "Constant that F is divided by; default max_completion_length.")
     per_device_demonstration_batch_size: int | None = _key(None, "Demonstrations per device and micro-batch.")
     failure_buffer: int = _key(0, "Demonstrations of prompts that failed to collect before training on them; 0: off.")
@@ -202,6 +222,11 @@ class FreeEnergyConfig(GRPOConfig):
     def uses_demonstrations(self) -> bool:
         """Whether w_d is positive at any step."""
         return self._ever_positive("demonstration_energy_weight")
+
+    @property
+    def reads_demonstrations(self) -> bool:
+        """Whether demonstrations are read at all: for their own term of F, or to start rollouts inside them."""
+        return self.uses_demonstrations or self.prefix_share > 0
 
     @property
     def uses_reference(self) -> bool:

@@ -5,7 +5,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from fe_posttrain.training.gates import SCHEDULE_OF, schedule, try_shaping, weighs
-from fe_posttrain.training.limits import WEIGHT, out_of_limits
+from fe_posttrain.training.limits import RANGES, out_of_limits
+from fe_posttrain.training.prefix_settings import problems as of_prefixes
 from fe_posttrain.training.reference_keys import reset_problems, teacher_problems
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def problems(args: "FreeEnergyConfig") -> list[str]:
     if named := list(_named(args)):
         return found + named  # the rest reads what these keys mean
     checks = (_of_the_whole, _on_rollouts, _of_projections, _on_demonstrations, _of_the_buffer)
-    checks = (*checks, reset_problems, teacher_problems)
+    checks = (*checks, of_prefixes, reset_problems, teacher_problems)
     return found + [line for check in checks for line in check(args)]
 
 
@@ -36,7 +37,8 @@ def _named(args) -> Iterator[str]:
                 tried(entry)
             except ValueError as error:
                 yield str(error)
-    for weight, key in SCHEDULE_OF.items():
+    for weight, key in (*SCHEDULE_OF.items(), ("prefix_share", "prefix_schedule")):
+        span = RANGES[weight]
         if getattr(args, key) is None:
             continue
         try:
@@ -50,9 +52,9 @@ def _named(args) -> Iterator[str]:
         except TypeError as error:
             yield f"{key}: {error}; a schedule is a function f(step, total_steps, value) of numbers; write such a one"
             continue
-        wrong = [value for value in tried if not isinstance(value, int | float) or value not in WEIGHT]
+        wrong = [value for value in tried if not isinstance(value, int | float) or value not in span]
         if wrong:
-            yield f"{key}: {wrong[0]!r} on its way; {WEIGHT.why}; write {WEIGHT}"
+            yield f"{key}: {wrong[0]!r} on its way; {span.why}; write {span}"
 
 
 def _of_the_whole(args) -> Iterator[str]:

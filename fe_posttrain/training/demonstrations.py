@@ -45,6 +45,11 @@ def find(args: FreeEnergyConfig, train_dataset, demo_dataset):
             "failure_buffer: positive with a demo_dataset; it holds the demonstrations of prompts that failed, and a "
             "stream has none of theirs; give train_dataset a column `demonstration`, or write failure_buffer: 0"
         )
+    if args.prefix_share and not paired:
+        raise ValueError(
+            f"prefix_share: {args.prefix_share} without paired demonstrations; a rollout starts inside that of its own "
+            "prompt; give train_dataset a column `demonstration`, or leave it out"
+        )
     if not args.is_sft:
         if args.uses_demonstrations and demo_dataset is None and not paired:
             raise ValueError(

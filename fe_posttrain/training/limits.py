@@ -15,6 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+PREFIX_LAWS, PREFIX_UPDATES = ("fixed", "binomial"), ("none", "uncertain")
 ESTIMATORS = ("sequence", "sequence_to_go", "trl")
 KL_SAMPLERS = ("policy", "demonstrations")
 
@@ -58,14 +59,14 @@ PORT = Range("it is a port", 1, 65535)
 TEMPERATURE = Range("logits are divided by it", 0, open_low=True)
 
 _RANGES: dict[Range, str] = {
-    WEIGHT: "reward_energy_weight demonstration_energy_weight beta",
+    WEIGHT: "reward_energy_weight demonstration_energy_weight beta prefix_likelihood_weight",
     COUNT: "per_device_train_batch_size per_device_eval_batch_size per_device_demonstration_batch_size "
     "gradient_accumulation_steps eval_accumulation_steps steps_per_generation generation_batch_size num_iterations "
     "num_generations_eval max_completion_length max_length dataset_num_proc vllm_max_model_length "
     "vllm_tensor_parallel_size ref_model_sync_steps max_tool_calling_iterations "
     "save_total_limit torch_empty_cache_steps dataloader_prefetch_factor ddp_bucket_cap_mb pad_to_multiple_of "
     "lora_r lora_alpha prompt_rows demonstration_rows probe_rows probe_steps support_rows support_budget "
-    "support_batch_size bank_draws projection_period failure_buffer_batch_size",
+    "support_batch_size bank_draws projection_period failure_buffer_batch_size prefix_rollouts",
     Range("a group is compared with itself", 2): "num_generations",
     Range("draws are split in halves", 2): "support_draws support_reference_draws support_displacement_rows",
     Range("it counts optimizer steps; -1 leaves it to num_train_epochs", 1, also=(-1,)): "max_steps",
@@ -82,8 +83,9 @@ _RANGES: dict[Range, str] = {
     "entropy_coef_min entropy_coef_max entropy_coef_delta entropy_target vllm_importance_sampling_clip_min "
     "router_aux_loss_coef neftune_noise_alpha demonstration_beta failure_buffer_learning_rate "
     "failure_buffer_max_grad_norm",
-    SHARE: "min_p top_entropy_quantile ref_model_mixup_alpha reward_fault_limit label_smoothing_factor",
+    SHARE: "min_p top_entropy_quantile ref_model_mixup_alpha reward_fault_limit label_smoothing_factor prefix_share",
     Range("it is a share of the probability", 0, 1, open_low=True): "top_p",
+    Range("it is a share of a prefix, one token of it at least", 0, 1, open_low=True): "prefix_update_share",
     Range("groups are weighted by its inverse", 0, 1, open_low=True): "quiet_group_rate",
     Range("it is a share of the GPU's memory", 0, 1, open_low=True): "vllm_gpu_memory_utilization",
     Range("it is the share that is dropped", 0, 1, open_high=True): "lora_dropout",
@@ -100,6 +102,8 @@ _OVERLONG = ("error", "drop", "truncate")
 CHOICES: dict[str, tuple] = {
     "estimator": ESTIMATORS,
     "kl_sampler": KL_SAMPLERS,
+    "prefix_law": PREFIX_LAWS,
+    "prefix_update": PREFIX_UPDATES,
     "reward_projection": ("reverse", "forward", "alternating"),
     "forward_sampler": ("policy", "bank"),
     "demonstration_projection": ("forward", "reverse"),

@@ -14,7 +14,7 @@ from trl.trainer.utils import nanstd
 
 from fe_posttrain.sequences.decoding import Decoding
 from fe_posttrain.sequences.models import can_sample
-from fe_posttrain.sequences.sampling import sample
+from fe_posttrain.sequences.sampling import Drawn, sample
 from fe_posttrain.theory.advantages import sequence_advantages, sum_to_go_advantages
 from fe_posttrain.training import reference
 from fe_posttrain.training.account import Account
@@ -90,17 +90,23 @@ class ShapesRollouts(ProjectsForward):
         if trainer._uses_bank:
             return trainer._rollout_from_bank(prompts)
         prompt_ids = trainer._tokenize_groups(prompts)
-        with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
-            drawn = sample(
+
+        def draw(token_ids: list[list[int]], **settings) -> Drawn:
+            return sample(
                 trainer.accelerator.unwrap_model(trainer.model_wrapped),
-                prompt_ids,
+                token_ids,
                 trainer._decoding,
                 eos_token_ids=trainer.eos_token_ids,
                 pad_token_id=trainer._tokenizer.pad_token_id,
                 compiled=trainer.args.compile_generation,
+                **settings,
             )
+
+        prefixes = trainer._prefixes
+        with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
+            drawn, beside = prefixes.draw(draw, prompt_ids) if prefixes else (draw(prompt_ids), {})
         trainer._drawn_entropies = drawn.entropies
-        return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs}
+        return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs} | beside
 
     def _tokenize_groups(self, prompts: list) -> list[list[int]]:
         """Token ids of each prompt; one that stands in consecutive rows is tokenised once."""
@@ -167,15 +173,14 @@ class ShapesRollouts(ProjectsForward):
             self.beta = self._beta_in_force
         known_p, self._drawn_entropies = [row.get(KNOWN_P) for row in inputs], None
         rows = [row.pop(PAIRED_ROW, None) for row in inputs]
+        if self._prefixes:
+            self._prefixes.begin(rows, mode)
         batch = super()._generate_and_score_completions(inputs)
         if mode == "train":
             self._compare_once(batch)
-            if not self._uses_bank:
-                of_tools = (batch["completion_mask"] - batch["tool_mask"]).sum() if "tool_mask" in batch else 0
-                self._account.add(
-                    generated_tokens=sum(map(len, self._completion_ids)) - of_tools,
-                    verifier_calls=len(inputs) if self._own_reward else 0,
-                )
+            self._account_generation(batch)
+            if self._prefixes:
+                self._prefixes.arrange(batch)
         per_function = self._gathered_rewards * self.reward_weights.to(self._gathered_rewards.device)
         rewards = per_function.nansum(1).masked_fill(per_function.isnan().all(1), torch.nan)
         if mode == "train" and self._failure_buffer is not None:
@@ -201,7 +206,7 @@ class ShapesRollouts(ProjectsForward):
         known = [batch.pop("_policy_log_probs", None), batch.get("old_per_token_logps")]
         if self._exact and self._trusts_sampler:
             known.append(batch.get("sampling_per_token_logps"))
-        if mode == "train":
+        if mode == "train" and not self._starts_inside:
             log_policy = next((log_probs for log_probs in known if log_probs is not None), None)
             self._events.made(inputs, batch, self._gathered_rewards, self._completions, log_policy)
         batch.pop("_reference_log_probs", None)
@@ -273,13 +278,6 @@ class ShapesRollouts(ProjectsForward):
         metrics["gate/demonstration"].append(self._demonstration_factors.mean().item())
         return (factors - 1) * reward_part
 
-    def _show(self, advantages: Tensor) -> None:
-        """In TRL's table of completions, put the advantages that train the rows in the place of TRL's own."""
-        column = self._logs["advantages"]
-        for _ in range(min(len(column), len(advantages))):
-            column.pop()
-        column.extend(advantages.tolist())
-
     def _reward_scale(self, rewards: Tensor, group: int) -> Tensor:
         """What advantages are divided by, (N,): 1, or the deviation that `scale_rewards` asks for."""
         if self.args.scale_rewards == "none" or group < 2:
@@ -337,18 +335,25 @@ class ShapesRollouts(ProjectsForward):
         self._by_row(inputs)
         watcher = self._watcher(inputs)
 
-        def watch(log_policy: Tensor) -> None:
+        beside: list[Tensor | float] = []  # terms that read the same forward
+
+        def watch(scored: Tensor) -> None:
+            if self._prefixes:
+                beside.append(self._prefixes.likelihood(inputs, scored))
+            log_policy = scored.detach()
             self._events.scored(inputs, log_policy)
             if watcher is not None:
                 watcher(log_policy)
 
         with_gradient = self._rows_with_gradient(inputs)
-        with self._watching_log_probs(watch), self._without_idle(inputs, with_gradient):
+        kept = self._prefixes.with_hints(inputs, with_gradient) if self._prefixes else with_gradient
+        with self._watching_log_probs(watch), self._without_idle(inputs, kept):
             loss = super()._compute_loss(model, inputs)
         if self.model.training:
-            mask = self._loss_mask(inputs)
+            mask = self._trained_mask(inputs)
             self._account.add(gradient_tokens=(mask if with_gradient is None else mask[with_gradient]).sum())
-        return loss * (self.max_completion_length / self._divisor) if self._exact else loss
+        loss = loss * (self.max_completion_length / self._divisor) if self._exact else loss
+        return loss + sum(beside)
 
     def _rows_with_gradient(self, inputs: dict) -> Tensor | None:
         """Which rows (B,) have a gradient under the exact estimators: those with an advantage. None: ask not."""

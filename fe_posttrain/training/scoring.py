@@ -156,7 +156,8 @@ class ScoresRollouts(RunsAsSFT):
 
     @contextmanager
     def _watching_log_probs(self, watcher):
-        """Hand the policy's log-probs to `watcher` after the loss's forward and before TRL uses the batch."""
+        """Hand the policy's log-probs, with their graph, to `watcher` after the loss's forward and before TRL uses the
+        batch."""
         before, self._on_log_probs = self._on_log_probs, watcher
         try:
             yield
@@ -191,7 +192,7 @@ class ScoresRollouts(RunsAsSFT):
             )
         self._last_log_probs = scored[0].detach()
         if self._on_log_probs is not None:
-            self._on_log_probs(self._last_log_probs)
+            self._on_log_probs(scored[0])
         return scored
 
     def _scored_trimmed(self, model, input_ids, attention_mask, width, *args, **kwargs):

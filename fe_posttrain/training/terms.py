@@ -6,6 +6,7 @@ from torch import Tensor
 from fe_posttrain.theory.gibbs import bernoulli_log_partition
 from fe_posttrain.theory.kl import KL_ESTIMATORS
 from fe_posttrain.training.finite import require_finite
+from fe_posttrain.training.prefixes import Prefixes
 from fe_posttrain.training.scoring import ScoresRollouts
 
 # Among the metrics until a row is logged: 1 for a micro-batch on rollouts, 0 for one without.
@@ -16,10 +17,39 @@ KNOWN_P = "reference_p"  # column of exact p_ref(x) of a 0/1 reward: where it is
 class RecordsTerms(ScoresRollouts):
     """Means over the rollouts of all processes: reward energy, KL(pi || reference), gap."""
 
+    _prefixes: Prefixes | None = None
+
     @staticmethod
-    def _loss_mask(batch: dict) -> Tensor:
+    def _trained_mask(batch: dict) -> Tensor:
+        """Tokens (B, T) that advantages multiply: the policy's own, and those of a prefix that join them."""
         mask = batch["completion_mask"]
         return (mask * batch["tool_mask"] if "tool_mask" in batch else mask).bool()
+
+    @classmethod
+    def _loss_mask(cls, batch: dict) -> Tensor:
+        """The policy's own tokens (B, T), that the KL is taken on."""
+        mask = cls._trained_mask(batch)
+        return mask & ~batch["prefix_mask"] if "prefix_mask" in batch else mask
+
+    @property
+    def _starts_inside(self) -> bool:
+        """Whether rollouts of this generation may start inside a demonstration: they are no draws of the policy."""
+        return self._prefixes is not None and self._prefixes.in_force
+
+    def _show(self, advantages: Tensor) -> None:
+        """In TRL's table of completions, put the advantages that train the rows in the place of TRL's own."""
+        column = self._logs["advantages"]
+        for _ in range(min(len(column), len(advantages))):
+            column.pop()
+        column.extend(advantages.tolist())
+
+    def _account_generation(self, batch: dict) -> None:
+        """Count what was drawn and judged; tokens of tools and prefixes were given. A bank was counted when drawn."""
+        if self._uses_bank:
+            return
+        given = (batch["completion_mask"] * (1 - batch["tool_mask"])).sum() if "tool_mask" in batch else 0
+        judged = len(self._completion_ids) if self._own_reward else 0
+        self._account.add(generated_tokens=sum(map(len, self._completion_ids)) - given, verifier_calls=judged)
 
     def _recorder(self, inputs: dict):
         """Under `estimator: trl`: record the KL from the loss's own forward, where there is a reference."""
@@ -75,7 +105,7 @@ class RecordsTerms(ScoresRollouts):
     def _record_gap(self, known_p: Tensor, mode: str) -> None:
         """F* and F - F* of the batch where p_ref is known: F* = -beta log(1 + p_ref (e^{w_r/beta} - 1))."""
         args, beta = self.args, self._beta_in_force
-        if beta == 0 or not args.has_gibbs_optimum:
+        if beta == 0 or not args.has_gibbs_optimum or self._starts_inside:
             return
         optimum = -beta * bernoulli_log_partition(
             self.accelerator.gather(known_p.double()),

@@ -20,6 +20,7 @@ from fe_posttrain.training.config import FreeEnergyConfig
 from fe_posttrain.training.demonstration_terms import TokenEnergies, of_log_probs, of_logits
 from fe_posttrain.training.failure_buffer import FailureBuffer
 from fe_posttrain.training.finite import require_finite_gradients, stop_unless_finite
+from fe_posttrain.training.prefixes import Prefixes
 from fe_posttrain.training.reference_resets import ReferenceResets
 from fe_posttrain.training.resuming import Resumes
 from fe_posttrain.training.reward_faults import guard, require_signature
@@ -119,13 +120,15 @@ class FreeEnergyTrainer(Resumes):
             self._become_sft()
         elif demo_dataset is not None:
             self._demonstrations = demonstrations.DemonstrationStream(demo_dataset, self._tokenizer, args)
-        elif args.uses_demonstrations:
+        elif args.reads_demonstrations:
             paired = demonstrations.PairedDemonstrations(train_dataset, self._tokenizer, args)
             if args.failure_buffer:
                 self._failure_buffer = FailureBuffer(self, paired)
                 self.callback_handler.callbacks.insert(0, self._failure_buffer)  # others measure what it leaves
-            else:
+            elif args.uses_demonstrations:
                 self._demonstrations = paired
+            if args.prefix_share:
+                self._prefixes = Prefixes(self, paired.rows)
             self.train_dataset = train_dataset.add_column(demonstrations.PAIRED_ROW, list(range(len(train_dataset))))
         for callback in self.callback_handler.callbacks:
             self._bind(callback)
@@ -167,9 +170,6 @@ class FreeEnergyTrainer(Resumes):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
             )
-            for batch in batches:
-                for row in batch:
-                    row.pop(demonstrations.PAIRED_ROW, None)
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

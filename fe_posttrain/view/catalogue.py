@@ -172,6 +172,11 @@ CATALOGUE: tuple[Metric, ...] = (
         ("tools/call_frequency", "calls/completion", "", "tool calls per completion"),
         ("tools/failure_frequency", "share", DOWN, "share of tool calls that fail"),
     )),
+    *_of("completions", "trainer", (
+        ("prefix/share", "share", "", "share of a demonstration that rollouts may start with, in force"),
+        ("prefix/tokens", "tokens", "", "mean length of these starts over the rollouts that may have one "
+         "(`prefix_rollouts`); lengths of completions count what follows"),
+    )),
     *_of("alarms", "alarms", (
         ("alarms/*", "count", ZERO, "how often this alarm has gone off so far; logged once the run logs what the alarm "
          "looks at"),

@@ -15,6 +15,7 @@ ACCOUNT = {
     "forward_tokens": 2000,
     "updates": 10,
     "demonstrations": 0,
+    "parameters": 100,
     "train_seconds": 3.5,
 }
 PROMPTS = ("a", "b", "c", "d")
@@ -53,7 +54,7 @@ def told(*reports: dict, account: dict | None = None, recipe: dict | None = None
     spent = ACCOUNT | (account or {})
     support = {"ledger": {"training_prompts_drawn": 10}}
     energies = {"total": {"start": -0.1, "end": -0.5}, "gap": {"start": 0.5, "end": 0.1}}
-    whole = {"account": spent, "parameters": 100, "support": support, "free_energy": energies} | summary
+    whole = {"account": spent, "support": support, "free_energy": energies} | summary
     objective = {"reward_energy_weight": 1.0, "demonstration_energy_weight": 0.0, "beta": 0.05}
     return Told(objective | (recipe or {}), whole, [{"report": one} for one in reports])
 

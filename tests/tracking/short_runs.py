@@ -55,7 +55,7 @@ def support(cache: Path, signal=digits.correct, rows: list[dict] | None = None, 
 
 
 def trainer(
-    folder: Path, kind: str, *callbacks, reward=digits.correct, demonstrated=None, **settings
+    folder: Path, kind: str, *callbacks, reward=digits.correct, demonstrated=None, rows=None, **settings
 ) -> FreeEnergyTrainer:
     args = FreeEnergyConfig(
         str(folder),
@@ -84,7 +84,7 @@ def trainer(
         str(reference_model()),
         None if kind == "sft" else (jittered if kind == "random reward" else reward),
         args,
-        None if kind == "sft" else digits.dataset(["tail_10", "basin"], 32, seed=0),
+        None if kind == "sft" else rows or digits.dataset(["tail_10", "basin"], 32, seed=0),
         demonstrated or digits.dataset(["barrier", "basin"], 64, seed=0, demonstrations=True) if shown else None,
         peft_config=lora if kind == "lora" else None,
     )

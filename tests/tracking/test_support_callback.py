@@ -239,3 +239,16 @@ def test_a_displacement_is_the_log_ratio_of_exact_probabilities(tmp_path):
         now, then = p[found.step]
         assert found.value == pytest.approx(np.log(now / then), abs=max(0.05, 4 * found.se))
     assert max(abs(w.value) for w in windows.windows) > 0.1  # something moved
+
+
+def test_rollouts_that_start_inside_a_demonstration_are_in_no_ledger_and_no_closure(tmp_path):
+    """They begin to count at step 4, when a quarter of the updates is made."""
+    rows = digits.dataset(["tail_10", "basin"], 32, seed=0)
+    rows = rows.add_column("demonstration", [digits.demonstration(x) for x in rows["prompt"]])
+    support = short_runs.support(tmp_path / "cache", support_displacement_steps=2)
+    settings = {"prefix_share": 0.4, "prefix_schedule": {"switch": {"final": 0.0, "until": 4}}, "max_steps": 8}
+    short_runs.trainer(tmp_path / "run", "rl", support, rows=rows, **settings).train()
+    assert support.riding.ledger.drawn.sum() == 4 * 16
+    windows = support.displacements.windows
+    assert windows[0].step - windows[0].updates == 4 and windows[-1].step == 8
+    assert "closure" not in support.summary()["displacement"] and "closure" not in support.summary()["checks"]

@@ -61,6 +61,12 @@ def test_the_rollout_path_reads_what_we_return():
     assert "self.rollout_func(prompts, self)" in source and '"logprobs"' in source
 
 
+def test_tokens_that_a_rollout_did_not_write_are_masked_by_env_mask():
+    assert 'tool_mask = extra_fields.pop("env_mask", None)' in inspect.getsource(GRPOTrainer._generate)
+    loss = inspect.getsource(GRPOTrainer._compute_loss)
+    assert 'completion_mask * inputs["tool_mask"]' in loss and "(per_token_loss * mask).sum() / (per_token_loss" in loss
+
+
 def test_the_loss_reads_advantages_after_its_forward():
     """`_refresher` puts new advantages into the batch between the two."""
     source = inspect.getsource(GRPOTrainer._compute_loss)

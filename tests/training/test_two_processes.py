@@ -68,6 +68,14 @@ def test_the_penalty_on_demonstrations_is_that_of_one_process(found, tmp_path, m
     assert found["penalised"]["penalties"] == pytest.approx(alone["penalties"], rel=1e-4, abs=1e-9)
 
 
+def test_starts_inside_demonstrations_are_those_of_one_process(found, tmp_path):
+    alone = two_processes.prefixed(tmp_path, 1)
+    assert_same(alone["gradients"], found["prefixed"]["gradients"])
+    assert all(tokens > 2 and energy > 1 for tokens, energy in alone["logged"])
+    for one, two in zip(alone["logged"], found["prefixed"]["logged"], strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+
+
 def test_pure_demonstrations_are_sft_trainer_on_two_processes(found):
     assert found["sft"] and all(found["sft"].values()), found["sft"]
 

@@ -12,9 +12,10 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from fe_posttrain import FreeEnergyConfig, FreeEnergyTrainer
+from fe_posttrain.sequences.sampling import Drawn
 from fe_posttrain.sequences.scoring import score
 from fe_posttrain.tasks import digits
-from fe_posttrain.training import scoring
+from fe_posttrain.training import rollouts, scoring
 from fe_posttrain.training.reward_faults import RewardError
 
 ROWS, GROUP, STEPS = 12, 4, 2  # on two processes, rows 4-7 of each step are one group on both
@@ -191,6 +192,47 @@ def paired_with_gaps(folder: Path) -> list[float]:
     return record.column("free_energy/demonstration")
 
 
+def prefixed(folder: Path, processes: int) -> dict[str, list]:
+    """Gradients of rollouts that start inside demonstrations, groups on both processes, with what is logged."""
+
+    def fixed(model, token_ids, decoding, *, eos_token_ids, pad_token_id, limits, compiled):
+        drawn, rank = [], int(os.environ.get("RANK", "0"))
+        for i, most in enumerate(limits):
+            generator = torch.Generator().manual_seed(rank * len(limits) + i)
+            length = int(torch.randint(1, most + 1, (1,), generator=generator))
+            drawn.append([*torch.randint(4, 20, (length - 1,), generator=generator).tolist(), eos_token_ids[0]])
+        log_probs, mask = score(model, token_ids, drawn, pad_token_id=pad_token_id)
+        kept = [row[m].tolist() for row, m in zip(log_probs, mask, strict=True)]
+        return Drawn(drawn, kept, [[0.5] * len(row) for row in drawn])
+
+    rows = digits.dataset(["barrier", "tail_10"], 40, seed=0)
+    with patch.object(rollouts, "sample", fixed):
+        record, _ = small.run(
+            FreeEnergyTrainer,
+            FreeEnergyConfig,
+            folder,
+            settings={
+                "max_steps": STEPS,
+                "per_device_train_batch_size": ROWS // processes,
+                "num_generations": GROUP,
+                "max_completion_length": 16,
+                "beta": 0.2,
+                "prefix_share": 0.6,
+                "prefix_law": "binomial",
+                "prefix_rollouts": 3,
+                "prefix_update": "uncertain",
+                "prefix_likelihood_weight": 0.3,
+                "max_grad_norm": 0.0,
+            },
+            model=small.model(),
+            reward_funcs=[small.length_reward],
+            train_dataset=rows.add_column("demonstration", [digits.demonstration(x) for x in rows["prompt"]]),
+        )
+    columns = ("prefix/tokens", "free_energy/demonstration")
+    logged = [[row[name] for name in columns] for row in record.logs]
+    return {"gradients": record.gradients, "logged": logged}
+
+
 def buffered(folder: Path, processes: int) -> dict:
     """Final weights of a run that learns by the failure buffer alone, from prompts that end in an odd digit.
 
@@ -276,6 +318,7 @@ if __name__ == "__main__":
     found["whole groups"] = whole_groups(where, 2, True)
     found["sft"] = sft_parity(where)
     found["penalised"] = penalised(where, 2)
+    found["prefixed"] = prefixed(where, 2)
     found["paired"] = paired_with_gaps(where)
     found["buffered"] = gather_object([buffered(where, 2)])
     for policy in ("stop", "mask"):

@@ -48,6 +48,7 @@ def runs(tmp_path_factory) -> dict[str, RunData]:
         "rl": [*RL, "--support", "true", "--support_labels", f"{where}/mine.py:form"],
         "mixture": ["--max_steps", "2", *faults],
         "mixture under a gate": "--max_steps 2 --gate unsolved --demonstrations_paired true".split(),
+        "rl from prefixes": "--max_steps 2 --prefix_share 0.5 --demonstrations_paired true".split(),
         "sft": ["--max_steps", "2"],
         "rl with a failure buffer": (
             "--max_steps 2 --demonstrations_paired true --demonstration_energy_weight 1 --failure_buffer 2"
