@@ -126,8 +126,7 @@ def _tuned(tuning: Mapping[str, Any]) -> Sheet:
     rows = []
     for label, tried in tuning["arms"].items():
         for one in tried:
-            told = ", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
-                             for key, value in one["settings"].items())  # fmt: skip
+            told = ", ".join(f"{key} {value}" for key, value in one["settings"].items())
             rows.append([label, told, points(one["pass_1"]), MARKS[True] if one["chosen"] else ""])
     return Sheet(f"Trials of seed {tuning['seed']}; the best was taken", ["arm", "tried", "pass@1", "taken"], rows)
 
