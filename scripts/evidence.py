@@ -3,7 +3,7 @@
 
     optimum        our estimators, TRL's RLOOTrainer and GRPOTrainer on a world that can be enumerated: what is left
                    of the gap F - F* after 400 steps of 128 samples, paired seeds         (about 9 CPU-minutes)
-    projections    forward and reverse projection of one target on the same world       (about 6 CPU-minutes)
+    projections    forward and reverse projection of one target on the same world        (about 3 CPU-minutes)
     mixture        recipes/mixture.yaml: exact p per family before and after              (about 2 CPU-minutes)
     chain_sum      scripts/chain_sum.py and its recipe: before and after, 3 seeds         (about 6 CPU-minutes)
     recipes        40 recipes with one mistake each: exit code, line, suggestion          (about 5 CPU-minutes)

@@ -14,8 +14,8 @@ SPENT = ("generated_tokens", "verifier_calls", "gradient_tokens", "forward_token
 CERTIFIED = ("elicited", "created", "lost")
 OBJECTIVE = tuple(  # keys of a recipe: two runs that agree on them descend one F
     "reward_energy_weight demonstration_energy_weight beta reward_energy_schedule demonstration_energy_schedule "
-    "beta_schedule reference_resets reference_model_name_or_path gate reward_funcs reward_weights demonstration_projection demonstration_beta "
-    "demonstration_shaping".split()
+    "beta_schedule reference_resets reference_model_name_or_path gate reward_funcs reward_weights "
+    "demonstration_projection demonstration_beta demonstration_shaping".split()
 )
 
 

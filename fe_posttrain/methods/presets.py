@@ -255,6 +255,10 @@ METHODS: dict[str, Method] = {
         "The KL term alone, to a teacher in the place of the reference.",
         {"reward_energy_weight": 0.0, "demonstration_energy_weight": 0.0, "beta": 1.0},
         asks=("reference_model_name_or_path",),
+        departures=(
+            "the gradient of the sequence's KL, estimated on what was drawn; the paper takes each token's divergence "
+            "over the whole vocabulary, averages over tokens, and lets no gradient through the draws",
+        ),
     ),
     "alternating": Method(
         "Alternating projections (ours, in the spirit of SPS, 2604.16995)",
