@@ -129,7 +129,7 @@ def recovered_share(arm: Hits, other: Hits, reference: Hits, **how) -> Interval 
         reference: (1, M) hits.
 
     Returns:
-        None where the other arm's gain is not above 0 in the replicates: there is nothing to recover.
+        None where the other arm's gain is not above 0 in almost every replicate: nothing is there to recover.
 
     Raises:
         ValueError: other seeds or prompts on one side.
@@ -150,9 +150,11 @@ def recovered_share(arm: Hits, other: Hits, reference: Hits, **how) -> Interval 
     gains = np.stack([arm.value - reference.value, other.value - reference.value])
     found = _replicated(gains, again, **how)
     level = how.get("level", LEVEL)
-    if gains[1].mean() <= 0 or np.quantile(found[:, 1], (1 - level) / 2) <= 0:
+    lost = found[:, 1] <= 0
+    if gains[1].mean() <= 0 or lost.mean() > (1 - level) / 4:
         return None
-    return _interval(gains[0].mean() / gains[1].mean(), found[:, 0] / found[:, 1], shape[0], level)
+    shares = np.divide(found[:, 0], found[:, 1], out=np.full(len(found), np.inf), where=~lost)  # the few beyond all
+    return _interval(gains[0].mean() / gains[1].mean(), shares, shape[0], level)
 
 
 def bootstrap(values: ArrayLike, again: Callable[[np.random.Generator], NDArray] | None = None, **how) -> Interval:

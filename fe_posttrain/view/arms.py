@@ -87,7 +87,8 @@ def sheets(found: Mapping[str, Any], abreast: int | None = None) -> Iterator[She
     abreast = abreast or max(1, len(labels))
     for first in range(0, len(labels), abreast):
         yield _differences(found, labels[first : first + abreast])
-        yield _recovered(found, labels[first : first + abreast])
+        if (recovered := _recovered(found, labels[first : first + abreast])).rows:
+            yield recovered
     if any("generated" in found["pairs"][label] for label in labels):
         yield _paid(found, labels)
     if any("kl" in found["pairs"][label] for label in labels):
@@ -197,8 +198,10 @@ def _differences(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
 
 
 def _recovered(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
-    names = dict.fromkeys(name for label in labels for name in found["pairs"][label]["recovered"])
-    rows = [[name, *(share(found["pairs"][label]["recovered"].get(name)) for label in labels)] for name in names]
+    """Of all probe prompts and of every family on which the baseline has gained."""
+    of = [found["pairs"][label]["recovered"] for label in labels]
+    names = dict.fromkeys(name for shares in of for name, one in shares.items() if one is not None)
+    rows = [[name, *(share(shares.get(name)) for shares in of)] for name in names]
     title = f"Share of the gain of {found['baseline']} that is recovered, percent, with 95 % interval"
     return Sheet(title, ["prompts", *labels], rows)
 
