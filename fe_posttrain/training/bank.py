@@ -25,7 +25,6 @@ from fe_posttrain.training.rollout_events import prompt_key
 logger = logging.getLogger(__name__)
 
 FOLDER = "bank"  # in the run folder
-_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -98,36 +97,40 @@ def draw_bank(trainer) -> Bank:
     rows = trainer.train_dataset.to_list()
     for row in rows:
         row.pop(PAIRED_ROW, None)  # ours: no reward sees it
-    known = list({prompt_key(row["prompt"]): row for row in rows}.values())
+    known = list({prompt_key(row["prompt"]): row for row in rows}.values())  # a prompt counts once
     world, rank = accelerator.num_processes, accelerator.process_index
     mine = known[rank::world] or known[:1]
     most = -(-len(known) // world)
     mine += mine[-1:] * (most - len(mine))  # every process judges as many: rewards are gathered
     if accelerator.is_main_process:
         logger.info("drawing the bank: %d completions of each of %d prompts", args.bank_draws, len(known))
-    found: dict[int, tuple] = {}
-    size = max(1, _ROWS_AT_ONCE // args.bank_draws)
-    for start in range(0, most, size):
-        part = mine[start : start + size]
-        for row, drawn in zip(part, _draw(trainer, part), strict=True):
-            found[prompt_key(row["prompt"])] = drawn
+    rows = [row for row in mine for _ in range(args.bank_draws)]
+    size = args.generation_batch_size // world  # what a rollout draws at once fits
+    parts = [_draw(trainer, rows[start : start + size]) for start in range(0, len(rows), size)]
+    completions = [ids for part in parts for ids in part[0]]
+    numbers = [torch.cat([part[i] for part in parts]).unflatten(0, (-1, args.bank_draws)) for i in (1, 2, 3)]
+    found = {}
+    for place, row in enumerate(mine):
+        first = place * args.bank_draws
+        drawn = completions[first : first + args.bank_draws]
+        found[prompt_key(row["prompt"])] = (drawn, *(kind[place] for kind in numbers))
     merged = {key: drawn for part in gather_object([found]) for key, drawn in part.items()}
     keys = [prompt_key(row["prompt"]) for row in known]
     completions = [ids for key in keys for ids in merged[key][0]]
+    rewards, log_sampler, log_reference = (torch.stack([merged[key][i] for key in keys]) for i in (1, 2, 3))
     return Bank(
         step=trainer.state.global_step,
         prompts=torch.tensor(keys),
         tokens=torch.tensor([token for ids in completions for token in ids], dtype=torch.int32),
         ends=torch.tensor(np.cumsum([len(ids) for ids in completions])),
-        rewards=torch.stack([merged[key][1] for key in keys]),
-        log_sampler=torch.stack([merged[key][2] for key in keys]),
-        log_reference=torch.stack([merged[key][3] for key in keys]),
+        rewards=rewards,
+        log_sampler=log_sampler,
+        log_reference=log_reference,
     )
 
 
-def _draw(trainer, rows: list[dict]) -> list[tuple]:
-    """(completion ids, rewards (N, functions), ln q (N,), ln ref (N,)) of each row's prompt."""
-    count, inputs = trainer.args.bank_draws, [row for row in rows for _ in range(trainer.args.bank_draws)]
+def _draw(trainer, inputs: list[dict]) -> tuple[list[list[int]], torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Completion ids, rewards (rows, functions), ln q and ln ref (rows,) of one completion of each row's prompt."""
     prompts = [row["prompt"] for row in inputs]
     prompt_ids = trainer._tokenize_groups(prompts)
     with torch.no_grad(), disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
@@ -150,8 +153,7 @@ def _draw(trainer, rows: list[dict]) -> list[tuple]:
     if trainer.state.global_step and trainer.args.uses_reference:
         log_reference = trainer._log_reference_of(prompt_ids, drawn.completion_ids)
     trainer._account.add(generated_tokens=sum(map(len, drawn.completion_ids)), verifier_calls=len(inputs))
-    parts = [slice(i, i + count) for i in range(0, len(inputs), count)]
-    return [(drawn.completion_ids[p], rewards[p], log_sampler[p], log_reference[p]) for p in parts]
+    return drawn.completion_ids, rewards, log_sampler, log_reference
 
 
 def chosen(bank: Bank, keys: list[int], group: int, seed: int, step: int, first: int) -> NDArray[np.int64]:
