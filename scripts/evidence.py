@@ -28,6 +28,7 @@
     echo_chamber   RL from a base of three answer formats: exact shares, with and without KL (about 4 CPU-minutes)
     studies        seven controlled studies, five of them recipes/comparisons, restartable; with --report only
                    tables and figures of finished runs                                    (about 35 CPU-minutes)
+    methods        recipes/methods: every named method's run, exact p, what it claims     (about 8 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
 """
@@ -52,6 +53,7 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     "interplay": "interplay",
     **{name: name for name in ("projections", "worlds", "adaptive", "null_worlds", "alarms", "mirror", "penalty")},
     "report_page": "report_page",
+    "methods": "methods",
     "echo_chamber": "echo_chamber",
     "studies": "comparisons",
 }

@@ -15,9 +15,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from trl import is_conversational
-from trl.models.utils import disable_gradient_checkpointing
 
-from fe_posttrain.sequences.sampling import sample
 from fe_posttrain.theory.projections import bank_weights
 from fe_posttrain.training.demonstrations import PAIRED_ROW
 from fe_posttrain.training.rollout_events import prompt_key
@@ -133,15 +131,7 @@ def _draw(trainer, inputs: list[dict]) -> tuple[list[list[int]], torch.Tensor, t
     """Completion ids, rewards (rows, functions), ln q and ln ref (rows,) of one completion of each row's prompt."""
     prompts = [row["prompt"] for row in inputs]
     prompt_ids = trainer._tokenize_groups(prompts)
-    with torch.no_grad(), disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
-        drawn = sample(
-            trainer.accelerator.unwrap_model(trainer.model_wrapped),
-            prompt_ids,
-            trainer._decoding,
-            eos_token_ids=trainer.eos_token_ids,
-            pad_token_id=trainer._tokenizer.pad_token_id,
-            compiled=trainer.args.compile_generation,
-        )
+    drawn = trainer._sample(prompt_ids)
     texts = trainer.processing_class.batch_decode(drawn.completion_ids, skip_special_tokens=True)
     if is_conversational(inputs[0]):
         texts = [[{"role": "assistant", "content": text}] for text in texts]

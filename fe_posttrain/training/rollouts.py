@@ -89,24 +89,23 @@ class ShapesRollouts(ProjectsForward):
         """TRL's `rollout_func`: draw completions and keep the log-probs they were drawn with."""
         if trainer._uses_bank:
             return trainer._rollout_from_bank(prompts)
-        prompt_ids = trainer._tokenize_groups(prompts)
-
-        def draw(token_ids: list[list[int]], **settings) -> Drawn:
-            return sample(
-                trainer.accelerator.unwrap_model(trainer.model_wrapped),
-                token_ids,
-                trainer._decoding,
-                eos_token_ids=trainer.eos_token_ids,
-                pad_token_id=trainer._tokenizer.pad_token_id,
-                compiled=trainer.args.compile_generation,
-                **settings,
-            )
-
-        prefixes = trainer._prefixes
-        with disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs):
-            drawn, beside = prefixes.draw(draw, prompt_ids) if prefixes else (draw(prompt_ids), {})
+        prompt_ids, prefixes = trainer._tokenize_groups(prompts), trainer._prefixes
+        drawn, beside = prefixes.draw(trainer._sample, prompt_ids) if prefixes else (trainer._sample(prompt_ids), {})
         trainer._drawn_entropies = drawn.entropies
         return {"prompt_ids": prompt_ids, "completion_ids": drawn.completion_ids, "logprobs": drawn.log_probs} | beside
+
+    def _sample(self, token_ids: list[list[int]], **settings) -> Drawn:
+        """A completion of each prompt by the policy as it is; `settings` as `sample` takes them."""
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            return sample(
+                self.accelerator.unwrap_model(self.model_wrapped),
+                token_ids,
+                self._decoding,
+                eos_token_ids=self.eos_token_ids,
+                pad_token_id=self._tokenizer.pad_token_id,
+                compiled=self.args.compile_generation,
+                **settings,
+            )
 
     def _tokenize_groups(self, prompts: list) -> list[list[int]]:
         """Token ids of each prompt; one that stands in consecutive rows is tokenised once."""
