@@ -126,7 +126,8 @@ def studies(*, report: bool = False) -> dict:
         "what": "controlled studies on the testbed; fe_posttrain/methods/README.md explains the numbers",
         "hold": [name for name, one in told.items() if one["holds"]],
         "do_not_hold": [name for name, one in told.items() if not one["holds"]],
-        "cpu_seconds_of_runs": round(sum(one["cpu_seconds"] for one in told.values()), 1),
+        "cpu_seconds_counted": round(sum(one["cpu_seconds"] or 0.0 for one in told.values()), 1),
+        "not_counted": [name for name, one in told.items() if one["cpu_seconds"] is None],
         "studies": told,
     }
 
@@ -170,7 +171,7 @@ def _told() -> Iterator[tuple[str, dict]]:
         path = folder / "comparison.json" if name in COMPARED else EVIDENCE / f"{name}.json"
         found = json.loads(path.read_text())
         spent = ROOT / RUNS / f"{name}.seconds"
-        seconds = float(spent.read_text()) if spent.is_file() else found.get("cpu_seconds", 0.0)
+        seconds = float(spent.read_text()) if spent.is_file() else found.get("cpu_seconds")  # None: not counted
         yield name, {"command": " ".join(command(name)), "cpu_seconds": seconds} | of(found)
         if name in COMPARED:
             _copy(name, folder)
