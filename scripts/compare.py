@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("train.py")
@@ -44,7 +45,8 @@ def main() -> int:
     from fe_posttrain.recipe.reading import RecipeError
 
     try:
-        comparison = read_comparison(words.config, with_recipes=not words.report)
+        with redirect_stdout(sys.stderr):  # libraries that greet when imported; --print is for a shell
+            comparison = read_comparison(words.config, with_recipes=not words.report)
         output_dir = words.output_dir or f"runs/{comparison.name}"
         if words.report:
             return _report(comparison, output_dir)

@@ -5,7 +5,7 @@ of pretraining is worked: 5, 11, 17, 23 or 29 tokens by the number of operations
 solved. The working of depth 3 is finished one time in a hundred and else breaks off before its last list, so that p
 is .007: the edge of competence. Depths 4 and 5 are never seen, and p is below 1e-6.
 
-`python -m fe_posttrain.tasks.pretraining --base testbed_depths` builds it (about 45 s on one core) and prints p.
+`python -m fe_posttrain.tasks.bases --base testbed_depths` builds it (about 45 s on one core) and prints p.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,10 +1,9 @@
 """The testbed's reference: a two-layer Llama that knows single operations, pretrained once and cached.
 
-`python -m fe_posttrain.tasks.pretraining` builds it (about half a minute on one core) and prints the folder with
+`python -m fe_posttrain.tasks.bases` builds it (about half a minute on one core) and prints the folder with
 the exact success probability of every family.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -98,31 +97,3 @@ def _build(folder: Path, recipe: dict, kind: str, train: Callable[[], torch.nn.M
     (folder / "pretraining.json").write_text(json.dumps(recipe, indent=2) + "\n")
     folder.chmod(0o755)  # mkdtemp's folders are private
     say(f"pretrained the testbed {kind} in {time.monotonic() - start:.0f} s")
-
-
-def main() -> None:
-    """Build the base of one seed; print its folder and a table of exact success probabilities."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from fe_posttrain.tasks.bases import BASES
-    from fe_posttrain.tasks.exact import exact_probabilities
-
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--base", choices=BASES, default="testbed")
-    words = parser.parse_args()
-    folder = BASES[words.base](seed=words.seed)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    print(folder)
-    print(f"{'family':10} {'letters':8} {'mean p':>9} {'log10 p: mean':>14} {'min':>7} {'max':>7}")
-    for family in (digits.FAMILIES[name] for name in digits.measured((), words.base)):
-        asked = digits.prompts(family.name, 128 * len(family.operations), seed=0, split="probe")
-        p = exact_probabilities(model, tokenizer, asked)
-        for i, letters in enumerate(family.operations):
-            own = p[i :: len(family.operations)]
-            low, mean, high = own.log10().min(), own.log10().mean(), own.log10().max()
-            print(f"{family.name:10} {letters:8} {own.mean():9.5f} {mean:14.2f} {low:7.2f} {high:7.2f}")
-
-
-if __name__ == "__main__":
-    main()
