@@ -79,6 +79,7 @@ def _report(comparison, output_dir: str) -> int:
 
     from fe_posttrain.methods.measured import measured
     from fe_posttrain.methods.results import ArmRuns, results
+    from fe_posttrain.recipe.tuning import trials
     from fe_posttrain.view.arms import markdown, show
     from fe_posttrain.view.page.arms import pictures
     from fe_posttrain.view.reading import RunData
@@ -95,6 +96,7 @@ def _report(comparison, output_dir: str) -> int:
         seeds=comparison.seeds,
         baseline=comparison.baseline,
         match=comparison.match,
+        tuning={"seed": comparison.tuning_seed, "arms": trials(comparison, output_dir)} if comparison.tune else None,
     )
     out = Path(output_dir)
     (out / "figures").mkdir(exist_ok=True)

@@ -27,6 +27,8 @@
     report_page    report.html of two runs in a browser: errors, requests, width, size    (about 3 CPU-minutes)
     echo_chamber   RL from a base of three answer formats: exact shares, with and without KL (about 4 CPU-minutes)
     methods        recipes/methods: every named method's run, exact p, what it claims     (about 8 CPU-minutes)
+    studies        seven controlled studies, five of them recipes/comparisons, restartable; with --report only
+                   tables and figures of finished runs                                    (about 35 CPU-minutes)
 
 Results lie in scripts/evidence/NAME.json with the versions that made them.
 """
@@ -53,6 +55,7 @@ STUDIES = {  # name: the module of studies/ that holds a function of this name
     "report_page": "report_page",
     "methods": "methods",
     "echo_chamber": "echo_chamber",
+    "studies": "comparisons",
 }
 
 
@@ -60,10 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--repeats", type=int, help="seeds or cases, where a study has them; default as published")
+    parser.add_argument("--report", action="store_true", help="studies: run nothing, tables and figures anew")
     words = parser.parse_args()
+    if words.report and words.name != "studies":
+        parser.error(f"--report: {words.name} keeps no runs to report on; leave it out")
     before = os.times()
     study = getattr(import_module(f"studies.{STUDIES[words.name]}"), words.name)
-    result = study() if words.repeats is None else study(words.repeats)
+    asked = {} if not words.report else {"report": True}
+    result = study(**asked) if words.repeats is None else study(words.repeats)
     from fe_posttrain.training.run import RunFolder, library_versions
 
     used = sum(after - start for after, start in zip(os.times()[:4], before[:4], strict=True))

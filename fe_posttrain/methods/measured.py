@@ -41,6 +41,10 @@ class Round:
     def success(self) -> float:
         return float((self.correct / self.drawn).mean())
 
+    def success_on(self, picked: NDArray) -> float:
+        """The same over the prompts that a mask (M,) picks."""
+        return float((self.correct / self.drawn)[picked].mean())
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -77,6 +81,17 @@ class Measured:
     def low(self, term: str) -> float:
         """Certified lower end of a term of the verdict, percentage points."""
         return self.report["verdict"][term]["low"]
+
+    def families(self) -> dict[str, dict[str, float]]:
+        """Of every family of probe prompts: `pass_1`, and certified lower ends as in `numbers`, each at alpha alone."""
+        names = self.report["points"].get("family", [])
+        found = {}
+        for name, body in self.report.get("families", {}).items():
+            picked = np.array([own == name for own in names])
+            lows = {f"{term}_low": body["verdict"][term]["low"] for term in CERTIFIED}
+            reached = {"reference": self.rounds[0].success_on(picked), "pass_1": self.last.success_on(picked)}
+            found[name] = reached | lows
+        return found
 
     @property
     def flops(self) -> float:

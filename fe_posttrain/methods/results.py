@@ -10,7 +10,7 @@ from fe_posttrain.methods.matching import common_kl, generated_match, hits_at_kl
 from fe_posttrain.methods.measured import Measured
 from fe_posttrain.methods.rule import conclude
 from fe_posttrain.support.intervals import pass_at_k
-from fe_posttrain.support.paired import Hits, paired_hits, paired_numbers
+from fe_posttrain.support.paired import Hits, paired_hits, paired_numbers, recovered_share
 
 FEWEST_SEEDS = 3
 JUDGED = ("method",)  # roles of arms on which there is a verdict
@@ -28,7 +28,13 @@ class ArmRuns:
 
 
 def results(
-    arms: Sequence[ArmRuns], *, name: str, seeds: Sequence[int], baseline: str, match: Sequence[str] = ()
+    arms: Sequence[ArmRuns],
+    *,
+    name: str,
+    seeds: Sequence[int],
+    baseline: str,
+    match: Sequence[str] = (),
+    tuning: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that is shown of a comparison.
 
@@ -37,12 +43,15 @@ def results(
         seeds: that were asked for.
         baseline: the arm that each other one is compared with.
         match: of "generated" and "kl".
+        tuning: `seed`, `arms` (label -> trials, see `recipe.tuning`); passed on.
 
     Keys: `name`, `seeds`, `baseline`, `budgets` (every B that a run has), `draws` of the policy a prompt, `k` of
     pass@k: B, or all draws where those are fewer; `reference`: `pass_1`, `pass_k`; `arms`: label -> `role`, `seeds`,
-    `missing`, `mean` (number -> mean over seeds), `runs` (seed -> numbers), `rounds` (seed -> [[step, kl, success]]);
+    `missing`, `mean` (number -> mean over seeds), `runs` (seed -> numbers), `rounds` (seed -> [[step, kl, success]]),
+    `families` (family -> number -> a value for each seed);
     `pairs`: label -> `problem` or None, `seeds`, `differences` (number -> {value, low, high, seeds} or None),
-    `generated` and `kl`, where asked for; `verdicts`: label -> see `rule.conclude`; `notes`.
+    `recovered` (share of the baseline's gain, "all" or family -> as a difference, None where it has none),
+    `generated` and `kl`, where asked for; `verdicts`: label -> see `rule.conclude`; `tuning`; `notes`.
 
     Raises:
         ValueError: no run at all is finished.
@@ -71,6 +80,7 @@ def results(
         "arms": {arm.label: _arm(arm, seeds, k) for arm in arms},
         "pairs": pairs,
         "verdicts": {label: conclude(label, runs, roles) for label in begun if roles[label] in JUDGED},
+        "tuning": tuning,
         "notes": [
             *([] if first else [f"{baseline}, the baseline, has no finished run: no differences."]),
             *_notes(every, budgets, draws, pairs),
@@ -98,7 +108,14 @@ def _arm(arm: ArmRuns, seeds: Sequence[int], k: int) -> dict[str, Any]:
         "mean": {number: _mean([row[number] for row in rows.values()]) for number in names},
         "runs": {str(seed): row for seed, row in rows.items()},
         "rounds": {str(seed): [[r.step, r.kl, r.success] for r in run.rounds] for seed, run in arm.runs.items()},
+        "families": _families([run for _, run in sorted(arm.runs.items())]),
     }
+
+
+def _families(runs: Sequence[Measured]) -> dict[str, dict[str, list[float]]]:
+    each = [run.families() for run in runs]
+    first = each[0] if each else {}
+    return {name: {key: [one[name][key] for one in each] for key in numbers} for name, numbers in first.items()}
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -118,6 +135,7 @@ def _pair(arm: ArmRuns, other: ArmRuns, k: int, match: Sequence[str]) -> dict[st
     for number in _NUMBERS:
         differences[number] = _of_numbers(number, mine, theirs, k)
     found["differences"] = differences
+    found["recovered"] = _recovered(mine, theirs)
     if "generated" in match:
         found["generated"] = generated_match(arm.runs, other.runs)
     if "kl" in match:
@@ -143,6 +161,21 @@ def _hits(mine: Sequence[Measured], theirs: Sequence[Measured], k: int) -> dict[
         for side in (mine, theirs)
     ]
     return asdict(paired_hits(*sides))
+
+
+def _recovered(mine: Sequence[Measured], theirs: Sequence[Measured]) -> dict[str, dict[str, float] | None]:
+    """Share of the other arm's gain over all probe prompts, and over those of each family."""
+    tags = np.array(mine[0].report["points"].get("family", [None] * len(mine[0].prompts)), dtype=object)
+    picks = {"all": np.full(len(tags), True)} | {name: tags == name for name in mine[0].families()}
+    found = {}
+    for name, picked in picks.items():
+        sides = [
+            Hits(np.stack([r.correct[picked] for r in side]), np.stack([r.drawn[picked] for r in side]))
+            for side in ([r.last for r in mine], [r.last for r in theirs], [mine[0].rounds[0]])
+        ]
+        share = recovered_share(*sides)
+        found[name] = None if share is None else asdict(share)
+    return found
 
 
 def _of_numbers(number: str, mine: Sequence[Measured], theirs: Sequence[Measured], k: int) -> dict | None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from fe_posttrain.recipe.comparison import Comparison, Run
 from fe_posttrain.recipe.opening import MAY_DIFFER, resolved
 from fe_posttrain.recipe.reading import RecipeError
+from fe_posttrain.recipe.tuning import tuned
 from fe_posttrain.view.text import duration
 
 # What a launch fills in, or what depends on how many processes there are.
@@ -49,27 +50,34 @@ def command(run: Run, launch: Sequence[str], script: str) -> list[str]:
 
 
 def print_commands(comparison: Comparison, output_dir: str, script: str) -> None:
-    """The command of every run that is not finished, one a line."""
-    for run in comparison.runs(output_dir):
-        if not is_finished(run):
-            print(shlex.join(command(run, comparison.launch, script)))
+    """The command of every run that is not finished, one a line; of trials first, which choose the settings of runs."""
+    trials = [run for run in comparison.trials(output_dir) if not is_finished(run)]
+    runs = trials or [run for run in tuned(comparison, output_dir).runs(output_dir) if not is_finished(run)]
+    for run in runs:
+        print(shlex.join(command(run, comparison.launch, script)))
+    if trials:
+        print("# trials: when they have finished, --print tells the runs")
 
 
 def run_all(comparison: Comparison, output_dir: str, script: str, console: Console) -> None:
-    """Start every run that is not finished, in turn.
+    """Start every trial and then every run that is not finished, in turn.
 
     Raises:
         RecipeError: a folder belongs to a run of other settings; nothing is started.
         RunFailed: a run ended with an error, or a signal came; the runs before are finished.
     """
-    runs = comparison.runs(output_dir)
+    _run_each(comparison.trials(output_dir), comparison.launch, script, console)
+    _run_each(tuned(comparison, output_dir).runs(output_dir), comparison.launch, script, console)
+
+
+def _run_each(runs: Sequence[Run], launch: Sequence[str], script: str, console: Console) -> None:
     require_same_settings(runs)
     for number, run in enumerate(runs, 1):
         place = f"[{number}/{len(runs)}] {run.name}"
         if is_finished(run):
             console.print(f"{place}: finished before", highlight=False, markup=False)
             continue
-        _start(run, command(run, comparison.launch, script), place, console)
+        _start(run, command(run, launch, script), place, console)
 
 
 def require_same_settings(runs: Sequence[Run]) -> None:

@@ -12,17 +12,21 @@
     baseline: rejection                the arm that each other one is compared with; default the first
     match: [generated, kl]             what is to be equal in a comparison
     budget: 1024                       B of every verdict; default each run's own
+    tune: {learning_rate: [3e-4, 1e-3]}   every arm first tries each value, and is run with the one of best pass@1
+    tuning_seed: 100                   seed of the trials; none of seeds. An arm that writes a tuned key keeps it
     launch: accelerate launch          the words before scripts/train.py
 
 Paths are relative to where the command is given, as those of a recipe.
 """
 
 import difflib
+import itertools
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,7 +36,7 @@ from fe_posttrain.recipe.reading import Place, Problem, Recipe, RecipeError, rai
 
 ROLES = ("method", "control", "negative", "positive", "base")
 MATCHES = ("generated", "kl")
-KEYS = ("name", "seeds", "base", "settings", "arms", "baseline", "match", "budget", "launch")
+KEYS = ("name", "seeds", "base", "settings", "arms", "baseline", "match", "budget", "tune", "tuning_seed", "launch")
 ARM_KEYS = ("recipe", "settings", "role")
 SET_HERE = ("output_dir", "seed", "run_name", "wandb_run_group", "wandb_job_type")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -60,7 +64,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.arm.label} seed {self.seed}"
+        return f"{self.arm.label} {Path(self.folder).name.replace('-', ' ')}"
 
     @property
     def words(self) -> list[str]:
@@ -79,21 +83,37 @@ class Comparison:
     baseline: str
     match: tuple[str, ...] = MATCHES
     budget: int | None = None
+    tune: Mapping[str, tuple] = field(default_factory=dict)
+    tuning_seed: int | None = None
     launch: tuple[str, ...] = ("accelerate", "launch")
 
     def runs(self, output_dir: str) -> list[Run]:
         """Every arm with every seed; seed by seed, so that a comparison that is cut short still has pairs."""
-        return [self._run(arm, seed, output_dir) for seed in self.seeds for arm in self.arms]
+        return [self._run(arm, seed, output_dir, f"seed-{seed}") for seed in self.seeds for arm in self.arms]
 
-    def _run(self, arm: Arm, seed: int, output_dir: str) -> Run:
+    def trials(self, output_dir: str) -> list[Run]:
+        """Every arm with every combination of tuned values, numbered from 1."""
+        return [
+            self._run(replace(arm, settings=arm.settings | tried), self.tuning_seed, output_dir, f"trial-{number}")
+            for arm in self.arms
+            for number, tried in enumerate(tried_by(arm, self.tune), 1)
+        ]
+
+    def _run(self, arm: Arm, seed: int, output_dir: str, name: str) -> Run:
         budget = {} if self.budget is None else {"support_budget": self.budget}
         told = {
             "seed": seed,
-            "run_name": f"{arm.label}-seed-{seed}",
+            "run_name": f"{arm.label}-{name}",
             "wandb_run_group": self.name,
             "wandb_job_type": arm.label,
         }
-        return Run(arm, seed, f"{output_dir}/{arm.label}/seed-{seed}", arm.settings | budget | told)
+        return Run(arm, seed, f"{output_dir}/{arm.label}/{name}", arm.settings | budget | told)
+
+
+def tried_by(arm: Arm, tune: Mapping[str, tuple]) -> list[dict[str, Any]]:
+    """Combinations of tuned values that an arm tries, of the keys that it does not write itself; none: no trials."""
+    tuned = {key: values for key, values in tune.items() if key not in arm.settings}
+    return [dict(zip(tuned, values, strict=True)) for values in itertools.product(*tuned.values())] if tuned else []
 
 
 def written(value: Any) -> str:
@@ -125,7 +145,8 @@ def _of_recipe(arm: Arm, path: str, lines: Mapping[tuple[str, ...], int]) -> lis
 
     recipe = read_recipe(arm.recipe, [])
     for key, value in arm.settings.items():
-        line = lines.get(("arms", arm.label, "settings", key)) or lines.get(("settings", key), 0)
+        own = lines.get(("arms", arm.label, "settings", key))
+        line = own or lines.get(("settings", key)) or lines.get(("tune", key), 0)
         recipe.values[key] = value
         recipe.places[key] = Place(_AFTER_FILE + line, f"{path}:{line}")
     if recipe.values.get("support") is not True:
@@ -172,10 +193,15 @@ class _Reading:
             "baseline": self._one_of(("baseline",), values.get("baseline", next(iter(labels), "")), labels),
             "match": self._match(values.get("match", list(MATCHES))),
             "budget": self._budget(values.get("budget")),
+            "tune": (tune := self._tune(values.get("tune"), values.get("settings"))),
+            "tuning_seed": self._tuning_seed(values.get("tuning_seed"), tune, values.get("seeds")),
             "launch": self._launch(values.get("launch", "accelerate launch")),
         }
         for arm in arms if with_recipes else ():
-            self.problems += _of_recipe(arm, self.path, self.lines) if arm.recipe else []
+            for tried in tried_by(arm, tune) or [{}]:
+                laid = replace(arm, settings=arm.settings | tried)
+                found_here = _of_recipe(laid, self.path, self.lines) if arm.recipe else []
+                self.problems += [problem for problem in found_here if problem not in self.problems]
         raise_all(self.problems)
         return Comparison(**found)
 
@@ -269,6 +295,33 @@ class _Reading:
     def _budget(self, value: Any) -> int | None:
         if value is not None and not (type(value) is int and value >= 1):
             self._say(("budget",), f"{value!r}; B counts draws of the reference; write budget: 1024")
+        return value
+
+    def _tune(self, value: Any, common: Any) -> dict[str, tuple]:
+        """Tuned keys with the values that are tried."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict) or not value:
+            self._say(("tune",), f"{value!r}; keys of a recipe are wanted; write tune: {{learning_rate: [3e-4, 1e-3]}}")
+            return {}
+        for key, tried in value.items():
+            if not (isinstance(tried, list) and len(tried) > 1):
+                self._say(("tune", str(key)), f"{tried!r}; two values or more are tried; write {key}: [A, B]")
+            elif key in SET_HERE or key == "support_budget":
+                self._say(("tune", key), "set for every run by the comparison; runs must not share it; remove it")
+            elif isinstance(common, dict) and key in common:
+                self._say(("settings", key), "tuned as well; every arm would keep this value; remove it here")
+        return {str(key): tuple(tried) for key, tried in value.items() if isinstance(tried, list)}
+
+    def _tuning_seed(self, value: Any, tune: Mapping[str, tuple], seeds: Any) -> int | None:
+        if not tune:
+            if value is not None:
+                self._say(("tuning_seed",), "nothing is tuned; it would do nothing; write tune, or remove it")
+            return None
+        if not (type(value) is int and value >= 0) or (isinstance(seeds, list) and value in seeds):
+            what = "missing" if value is None else f"{value!r}"
+            more = "trials on a seed that is compared would choose by its luck; write tuning_seed: 100"
+            self._say(("tuning_seed",), f"{what}; {more}")
         return value
 
     def _launch(self, value: Any) -> tuple[str, ...]:

@@ -118,32 +118,83 @@ def paired_numbers(arm: Sequence[float], other: Sequence[float], **how) -> Inter
     return bootstrap((np.asarray(arm, dtype=float) - np.asarray(other, dtype=float))[:, None], **how)
 
 
-def bootstrap(
-    values: ArrayLike,
-    again: Callable[[np.random.Generator], NDArray] | None = None,
-    *,
-    level: float = LEVEL,
-    replicates: int = REPLICATES,
-    seed: int = 0,
-) -> Interval:
+def recovered_share(arm: Hits, other: Hits, reference: Hits, **how) -> Interval | None:
+    """Share of another arm's gain that an arm recovers: (p_arm - p_ref) / (p_other - p_ref), p means over prompts.
+
+    Every replicate draws seeds, prompts and samples once for all three; the reference, which is the same model in every
+    seed, has one row of hits, whose samples are drawn once a replicate.
+
+    Args:
+        arm, other: (S, M) hits.
+        reference: (1, M) hits.
+
+    Returns:
+        None where the other arm's gain is not above 0 in almost every replicate: nothing is there to recover.
+
+    Raises:
+        ValueError: other seeds or prompts on one side.
+    """
+    shape = arm.correct.shape[1:]
+    if other.correct.shape[1:] != shape or reference.correct.shape[1:] != (1, shape[1]):
+        raise ValueError(
+            f"arms of {shape} and {other.correct.shape[1:]} seeds and prompts, a reference of "
+            f"{reference.correct.shape[1:]}; a share needs the same seeds and prompts and one row of the reference; "
+            "leave out what one of them lacks"
+        )
+
+    def again(rng: np.random.Generator) -> NDArray:
+        uniform = rng.random(shape)
+        start = reference.again(rng.random((1, shape[1])))
+        return np.stack([arm.again(uniform) - start, other.again(uniform) - start])
+
+    gains = np.stack([arm.value - reference.value, other.value - reference.value])
+    found = _replicated(gains, again, **how)
+    level = how.get("level", LEVEL)
+    lost = found[:, 1] <= 0
+    if gains[1].mean() <= 0 or lost.mean() > (1 - level) / 4:
+        return None
+    shares = np.divide(found[:, 0], found[:, 1], out=np.full(len(found), np.inf), where=~lost)  # the few beyond all
+    return _interval(gains[0].mean() / gains[1].mean(), shares, shape[0], level)
+
+
+def bootstrap(values: ArrayLike, again: Callable[[np.random.Generator], NDArray] | None = None, **how) -> Interval:
     """Mean of a table (S, M) with the ends of its hierarchical bootstrap; see the module.
 
     Args:
         again: gives such a table drawn anew, for a Generator; None: the values are exact.
+        how: `level`, `replicates`, `seed`.
     """
-    table = np.asarray(values, dtype=float)
-    s, m = table.shape
+    table = np.asarray(values, dtype=float)[None]
+    found = _replicated(table, again and (lambda rng: again(rng)[None]), **how)
+    return _interval(table.mean(), found[:, 0], table.shape[1], how.get("level", LEVEL))
+
+
+def _replicated(
+    tables: NDArray,
+    again: Callable[[np.random.Generator], NDArray] | None,
+    *,
+    level: float = LEVEL,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> NDArray:
+    """Means of K tables (K, S, M) in every replicate, (replicates, K); all see the same seeds, prompts and samples."""
+    _, s, m = tables.shape
     rng = np.random.default_rng(seed)
-    mean, by_seed = table.mean(), table.mean(1)
+    mean, by_seed = tables.mean((1, 2)), tables.mean(2)
     stretch = stretched(s, level)
-    found = np.empty(replicates)
+    found = np.empty((replicates, len(tables)))
     for i in range(replicates):
-        drawn = table if again is None else again(rng)
+        drawn = tables if again is None else again(rng)
         seeds, prompts = rng.integers(s, size=s), rng.integers(m, size=m)
-        of_seeds = by_seed[seeds].mean()
-        found[i] = mean + stretch * (of_seeds - mean) + (drawn[np.ix_(seeds, prompts)].mean() - of_seeds)
+        of_seeds = by_seed[:, seeds].mean(1)
+        picked = drawn[:, seeds[:, None], prompts].mean((1, 2))
+        found[i] = mean + stretch * (of_seeds - mean) + (picked - of_seeds)
+    return found
+
+
+def _interval(value: float, found: NDArray, seeds: int, level: float) -> Interval:
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(mean), float(min(low, mean)), float(max(high, mean)), s)
+    return Interval(float(value), float(min(low, value)), float(max(high, value)), seeds)
 
 
 def stretched(seeds: int, level: float = LEVEL) -> float:

@@ -12,6 +12,7 @@ from fe_posttrain.view.support import numbers_table
 from fe_posttrain.view.text import ceiling, compact, duration, floor, number
 
 MARKS = {True: "✓", False: "✗", None: "?"}
+_TERMS = ("elicited", "created", "lost")
 _ABREAST = 2  # arms in one table of differences on a terminal
 
 
@@ -75,13 +76,19 @@ def _cell(text: str) -> str:
 
 def sheets(found: Mapping[str, Any], abreast: int | None = None) -> Iterator[Sheet]:
     """The tables, in the order in which they are read; differences of at most `abreast` arms in one."""
+    if found["tuning"]:
+        yield _tuned(found["tuning"])
     yield _reached(found)
+    if any(arm["families"] for arm in found["arms"].values()):
+        yield _by_family(found)
     yield _moved(found)
     yield _spent(found)
     labels = [label for label, pair in found["pairs"].items() if not pair["problem"]]
     abreast = abreast or max(1, len(labels))
     for first in range(0, len(labels), abreast):
         yield _differences(found, labels[first : first + abreast])
+        if (recovered := _recovered(found, labels[first : first + abreast])).rows:
+            yield recovered
     if any("generated" in found["pairs"][label] for label in labels):
         yield _paid(found, labels)
     if any("kl" in found["pairs"][label] for label in labels):
@@ -102,6 +109,27 @@ def _reached(found: Mapping[str, Any]) -> Sheet:
     rows = [["(reference)", "", "", *of_reference], *_rows(found, columns, lambda arm: [arm["role"], _seeds(arm)])]
     title = "Reached, percentage points; elicited, created, lost: certified at least"
     return Sheet(title, ["arm", "role", "seeds", *_titles(columns)], rows)
+
+
+def _by_family(found: Mapping[str, Any]) -> Sheet:
+    """pass@1 means over seeds; what is certified in every seed, that is the least over them."""
+    rows = []
+    for label, arm in found["arms"].items():
+        for name, numbers in arm["families"].items():
+            reached = [points(sum(numbers[key]) / len(numbers[key])) for key in ("reference", "pass_1")]
+            rows.append([label, name, *reached, *(floor(min(numbers[f"{term}_low"])) for term in _TERMS)])
+    title = "By family; elicited, created, lost: certified in every seed at least"
+    return Sheet(title, ["arm", "family", "before", "pass@1", *_TERMS], rows)
+
+
+def _tuned(tuning: Mapping[str, Any]) -> Sheet:
+    """pass@1 of every trial; the chosen one is marked."""
+    rows = []
+    for label, tried in tuning["arms"].items():
+        for one in tried:
+            told = ", ".join(f"{key} {value}" for key, value in one["settings"].items())
+            rows.append([label, told, points(one["pass_1"]), MARKS[True] if one["chosen"] else ""])
+    return Sheet(f"Trials of seed {tuning['seed']}; the best was taken", ["arm", "tried", "pass@1", "taken"], rows)
 
 
 def _moved(found: Mapping[str, Any]) -> Sheet:
@@ -167,6 +195,25 @@ def _differences(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
         if any(cell != "–" for cell in cells):
             rows.append([title, *cells])
     return Sheet(f"Less {found['baseline']}, with 95 % interval", ["", *labels], rows)
+
+
+def _recovered(found: Mapping[str, Any], labels: Sequence[str]) -> Sheet:
+    """Of all probe prompts and of every family on which the baseline has gained."""
+    of = [found["pairs"][label]["recovered"] for label in labels]
+    names = dict.fromkeys(name for shares in of for name, one in shares.items() if one is not None)
+    rows = [[name, *(share(shares.get(name)) for shares in of)] for name in names]
+    title = f"Share of the gain of {found['baseline']} that is recovered, percent, with 95 % interval"
+    return Sheet(title, ["prompts", *labels], rows)
+
+
+def share(found: Mapping[str, float] | None) -> str:
+    """`98.1 [95.0, 101.2]` percent, ends rounded outwards; "no gain" where there is none to share."""
+    if found is None:
+        return "no gain"
+    value, low, high = (100 * found[end] for end in ("value", "low", "high"))
+    if found["seeds"] == 1:
+        return f"{value:.1f} (one seed)"
+    return f"{value:.1f} [{floor(low)}, {ceiling(high)}]"
 
 
 def interval(found: Mapping[str, float] | None, scale: float | None = None) -> str:

@@ -30,8 +30,10 @@ class Told:
 
 def report(step: int, kl: float, correct: list[int], **how: Any) -> dict[str, Any]:
     """A probe's report. `how`: `drawn`, `screened` (hits of the reference in 8), `lows` of verdict terms (points),
-    `regimes` of the reference, `budget`, `bar`, `prompts`."""
+    `regimes` of the reference, `budget`, `bar`, `prompts`, `families` (of prompts), `created` (points, by family)."""
     prompts = how.get("prompts", PROMPTS[: len(correct)])
+    families = how.get("families", [])
+    created = {name: how.get("created", {}).get(name, 0.0) for name in families}
     lows = {"gain": 0.0, "elicited": 0.0, "created": 0.0, "lost": 0.0} | how.get("lows", {})
     return {
         "step": step,
@@ -39,7 +41,12 @@ def report(step: int, kl: float, correct: list[int], **how: Any) -> dict[str, An
         "key": {"reference": "ref", "decoding": "t1", "verifier": "v", "budget": how.get("budget", 16), "delta": 0.05},
         "verdict": {name: {"value": low, "low": low, "high": None} for name, low in lows.items()},
         "checks": {"bar": {"verdict": how.get("bar", "passed")}},
+        "families": {
+            name: {"verdict": {term: {"low": low if term == "created" else 0.0} for term in lows}}
+            for name, low in created.items()
+        },
         "points": {
+            "family": families or [None] * len(correct),
             "prompt": list(prompts),
             "correct": {"trained": correct},
             "drawn": {"trained": [how.get("drawn", 8)] * len(correct)},

@@ -11,7 +11,17 @@ import small
 import torch
 from by_hand import LENGTH
 from datasets import Dataset
-from preset_runs import GROUP, PROMPTS, less_the_others, log_probs, policy_gradient, run, spy_on_sampler, surrogate
+from preset_runs import (
+    GROUP,
+    PROMPTS,
+    Judged,
+    less_the_others,
+    log_probs,
+    policy_gradient,
+    run,
+    spy_on_sampler,
+    surrogate,
+)
 from trl import GRPOConfig, GRPOTrainer
 
 from fe_posttrain.methods.presets import METHODS
@@ -89,9 +99,21 @@ def test_grpo_is_trls_grpo_trainer(tmp_path):
 DRAWS = 8  # of each prompt in the bank: a group of 4 holds half of them
 
 
+def banks(done) -> list[Judged]:
+    """What was judged, the parts of one bank (those of one step) joined."""
+    by_step: dict[int, list[Judged]] = {}
+    for judged in done.judged:
+        by_step.setdefault(judged.step, []).append(judged)
+    joined = []
+    for step, parts in by_step.items():
+        lists = zip(*(part[1:] for part in parts), strict=True)
+        joined.append(Judged(step, *([item for part in kind for item in part] for kind in lists)))
+    return joined
+
+
 def from_the_bank(done, step: int, which: int):
     """Of each row of a step: its prompt's draws with their rewards, as they were judged, and the row's own place."""
-    judged = done.judged[which]
+    judged = banks(done)[which]
     places = done.trainer._from_bank if step == len(done.record.logs) - 1 else None
     assert places is not None, "only the last step's places are kept"
     found = []
@@ -110,8 +132,8 @@ def test_sft_on_what_was_solved(tmp_path, method, steps, refreshes):
 
     The paper of RAFT takes the best draw of each prompt; the preset all that reach success_threshold."""
     done = run(tmp_path, method, {"max_steps": steps, "bank_draws": DRAWS, "learning_rate": 0.02}, even_first)
-    assert [judged.step for judged in done.judged] == [0, 25][: 1 + refreshes]
-    assert all(len(judged.prompts) == DRAWS * len(PROMPTS) for judged in done.judged)
+    assert [judged.step for judged in banks(done)] == [0, 25][: 1 + refreshes]
+    assert all(len(judged.prompts) == DRAWS * len(PROMPTS) for judged in banks(done))
     policy, loss, counts = done.policy(steps - 1), 0.0, []
     for prompt_ids, completion_ids, rewards, draw in from_the_bank(done, steps - 1, refreshes):
         if rewards[draw] == 1:
@@ -121,7 +143,7 @@ def test_sft_on_what_was_solved(tmp_path, method, steps, refreshes):
     assert len(set(counts)) > 1
     done.check(steps - 1, loss / (4 * GROUP * LENGTH), policy)
     if refreshes:
-        first, second = (gained(policy, judged) for judged in done.judged)
+        first, second = (gained(policy, judged) for judged in banks(done))
         assert second > 0.2 and first < -0.2  # drawn from what the policy had become
 
 

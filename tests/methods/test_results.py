@@ -55,6 +55,26 @@ def test_paired_differences_and_matches():
     assert [pair["kl"][name] for name in ("kl", "arm", "other")] == pytest.approx([0.4, 0.75, 0.5])
 
 
+def test_share_of_the_baselines_gain_by_hand_and_by_family():
+    """Reference 1/8 of both families; the baseline ends at 7/8 and 1/8, the arm at 5/8 and 1/8."""
+    how = {"families": ["tail"] * 6 + ["other"] * 2, "screened": [1] * 8, "prompts": tuple("abcdefgh")}
+    mine, theirs = (
+        [run(report(5, 0.4, [up] * 6 + [1, 1], created={"tail": low}, **how)) for low in lows]
+        for up, lows in ((5, (2.0, 3.0, 4.0)), (7, (0.0, 0.0, 0.0)))
+    )
+    found = compared(arm("base", *theirs), arm("mine", *mine))
+    shares = found["pairs"]["mine"]["recovered"]
+    # (5/8 - 1/8) / (7/8 - 1/8) = 4/6, over all prompts too: three quarters of each gain
+    assert shares["all"]["value"] == pytest.approx(4 / 6)
+    assert shares["tail"]["value"] == pytest.approx(4 / 6)
+    assert shares["tail"]["low"] < 4 / 6 < shares["tail"]["high"]
+    assert shares["other"] is None  # nothing was gained there
+    families = found["arms"]["mine"]["families"]
+    assert families["tail"]["created_low"] == [2.0, 3.0, 4.0]
+    assert families["tail"]["pass_1"] == [0.625] * 3 and families["tail"]["reference"] == [0.125] * 3
+    assert families["other"]["pass_1"] == [0.125] * 3 and families["other"]["created_low"] == [0.0] * 3
+
+
 def test_equal_kl_looks_at_both_where_they_moved_equally_far():
     far = [run(report(1, 0.4, [4, 4], screened=[0, 0]), report(2, 0.8, [8, 8], screened=[0, 0])) for _ in range(3)]
     near = [run(report(1, 0.2, [2, 2], screened=[0, 0])) for _ in range(3)]

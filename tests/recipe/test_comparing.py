@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fake_runs import report, told, write
 from rich.console import Console
 
 from fe_posttrain.recipe.checks import resolve
@@ -19,6 +20,7 @@ from fe_posttrain.recipe.comparing import RunFailed, print_commands, run_all
 from fe_posttrain.recipe.comparison import read_comparison
 from fe_posttrain.recipe.opening import resolved
 from fe_posttrain.recipe.reading import RecipeError
+from fe_posttrain.recipe.tuning import trials as trials_of
 
 ROOT = Path(__file__).parents[2]
 STAND_IN = """
@@ -181,3 +183,53 @@ def test_printed_commands_are_those_of_unfinished_runs(place, capsys):
     )
     assert len(lines) == 3 and not any("--resume" in line for line in lines[1:])
     assert not (place / "calls").exists()
+
+
+TRIES = """
+import json, sys
+from pathlib import Path
+
+words = sys.argv[1:]
+folder = Path(words[words.index("--output_dir") + 1])
+rate = words[words.index("--learning_rate") + 1]
+with open(Path(__file__).with_name("calls"), "a") as calls:
+    calls.write(f"{folder.parent.name} {folder.name} {rate}\\n")
+sys.path.insert(0, METHODS)
+from fake_runs import report, told, write
+reached = {("a", "0.001"): 3, ("a", "0.01"): 6, ("b", "0.001"): 5, ("b", "0.01"): 5}[folder.parent.name, rate]
+write(folder, told(report(5, 0.4, [reached, reached], screened=[1, 1])))
+"""
+
+
+@pytest.fixture
+def tried(place):
+    (place / "stand_in.py").write_text(TRIES.replace("METHODS", repr(str(ROOT / "tests" / "methods"))))
+    content = yaml.safe_load((place / "c.yaml").read_text())
+    content |= {"tune": {"learning_rate": [1e-3, 1e-2]}, "tuning_seed": 7, "seeds": [0]}
+    (place / "c.yaml").write_text(yaml.safe_dump(content))
+    return place
+
+
+def test_trials_come_first_and_the_best_value_of_each_arm_is_run(tried, monkeypatch):
+    monkeypatch.setattr("fe_posttrain.recipe.comparing._differences", lambda run: [])
+    printed = start(tried)
+    trials = [f"{arm} trial-{i} {rate}" for arm in "ab" for i, rate in ((1, "0.001"), (2, "0.01"))]
+    # b reaches the same with both: the first is taken
+    assert calls(tried) == [*trials, "a seed-0 0.01", "b seed-0 0.001"]
+    assert "[2/4] a trial 2: finished" in printed and "[2/2] b seed 0: finished" in printed
+    comparison = read_comparison(str(tried / "c.yaml"), with_recipes=False)
+    found = trials_of(comparison, str(tried / "out"))
+    assert [(one["pass_1"], one["chosen"]) for one in found["a"]] == [(0.375, False), (0.75, True)]
+    assert [(one["pass_1"], one["chosen"]) for one in found["b"]] == [(0.625, True), (0.625, False)]
+    start(tried)
+    assert len(calls(tried)) == 6
+
+
+def test_what_is_not_tried_out_is_not_chosen(tried, capsys):
+    comparison = read_comparison(str(tried / "c.yaml"), with_recipes=False)
+    write(tried / "out/a/trial-1", told(report(5, 0.4, [3, 3], screened=[1, 1])))
+    print_commands(comparison, str(tried / "out"), str(tried / "stand_in.py"))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("--run_name ")[1].split()[0] for line in lines[:-1]] == ["a-trial-2", "b-trial-1", "b-trial-2"]
+    assert lines[-1].startswith("# trials: ")
+    assert trials_of(comparison, str(tried / "out"))["a"][0]["chosen"] is False

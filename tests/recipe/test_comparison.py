@@ -67,6 +67,7 @@ def test_a_value_is_read_back_as_it_was(value):
 
 
 ARMS = GOOD["arms"]
+TUNED = {"tune": {"learning_rate": [1e-3, 1e-2]}, "tuning_seed": 9}
 MISTAKES = {
     "no name": ({"name": ...}, "name: missing", "write letters"),
     "a name with a slash": ({"name": "a/b"}, "1: name: 'a/b'", "write letters"),
@@ -88,6 +89,13 @@ MISTAKES = {
     "a baseline that is no arm": ({"baseline": "sft"}, ": baseline: 'sft'; not one of once, rl", "write one of"),
     "an unknown match": ({"match": ["kl", "time"]}, ": match: ['kl', 'time']", "write match: [generated, kl]"),
     "B of nothing": ({"budget": 0}, ": budget: 0", "write budget: 1024"),
+    "trials that are no keys": ({"tune": [1]}, ": tune: [1]", "write tune: {learning_rate: [3e-4, 1e-3]}"),
+    "a single trial": ({"tune": {"beta": [1]}, "tuning_seed": 9}, ": tune.beta: [1]", "write beta: [A, B]"),
+    "trials of the seed": (TUNED | {"tune": {"seed": [1, 2]}}, ": tune.seed: set for every run", "remove it"),
+    "tuned and set for all": (TUNED | {"tune": {"beta": [1, 2]}}, ": settings.beta: tuned as well", "remove it here"),
+    "no seed of trials": (TUNED | {"tuning_seed": ...}, ": tuning_seed: missing", "write tuning_seed: 100"),
+    "a compared seed": (TUNED | {"tuning_seed": 1}, ": tuning_seed: 1; trials on a seed", "write tuning_seed: 100"),
+    "a seed of no trials": ({"tuning_seed": 9}, ": tuning_seed: nothing is tuned", "write tune, or remove it"),
     "no launcher": ({"launch": ["a"]}, ": launch: ['a']", "write launch: accelerate launch"),
 }
 
@@ -119,6 +127,25 @@ COME_ALONG = [path for path in sorted((ROOT / "recipes/comparisons").glob("*.yam
 def test_those_that_come_along_can_be_run(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert read_comparison(str(path), with_recipes=True).name == path.stem
+
+
+def test_every_arm_has_the_same_trials_but_one_that_writes_the_key(tmp_path):
+    tune = {"learning_rate": [1e-3, 1e-2], "max_grad_norm": [1.0, 2.0]}
+    found = read_comparison(file(tmp_path, tune=tune, tuning_seed=9), with_recipes=True).trials("out")
+    assert [run.folder for run in found[:2]] == ["out/once/trial-1", "out/once/trial-2"]
+    tried = [(run.settings["learning_rate"], run.settings["max_grad_norm"]) for run in found]
+    every = [(1e-3, 1.0), (1e-3, 2.0), (1e-2, 1.0), (1e-2, 2.0)]
+    assert tried == [(1e-3, 1.0), (1e-3, 2.0), *every, *every]  # once writes a learning rate of 1e-3
+    assert {run.seed for run in found} == {run.settings["seed"] for run in found} == {9}
+    assert (found[0].name, found[0].settings["run_name"]) == ("once trial 1", "once-trial-1")
+
+
+def test_a_value_that_cannot_be_run_is_told_at_the_line_of_its_key(tmp_path):
+    found = problems(file(tmp_path, tune={"learning_rate": [1e-3, -1]}, tuning_seed=9), with_recipes=True)
+    assert found and all("learning_rate" in line for line in found)
+    lines = (tmp_path / "c.yaml").read_text().splitlines()
+    number = 1 + max(i for i, text in enumerate(lines) if "learning_rate" in text)
+    assert len(found) == 1 and found[0].startswith(f"{number}:")
 
 
 def test_an_arm_may_be_a_method_by_name(tmp_path):

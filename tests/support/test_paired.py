@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from fe_posttrain.support import paired
-from fe_posttrain.support.paired import Hits, bootstrap, paired_hits, paired_numbers, stretched
+from fe_posttrain.support.paired import Hits, bootstrap, paired_hits, paired_numbers, recovered_share, stretched
 
 
 def spread(n: int, sd: float) -> np.ndarray:
@@ -123,3 +123,63 @@ def test_other_seeds_or_prompts_cannot_be_paired():
         paired_hits(Hits([[1, 2]], [[4, 4]]), Hits([[1]], [[4]]))
     with pytest.raises(ValueError, match="lower k"):
         Hits([[1]], [[4]], k=5)
+
+
+def same(hits: list[int], draws: int, seeds: int = 3) -> Hits:
+    return Hits(np.tile(hits, (seeds, 1)), np.full((seeds, len(hits)), draws))
+
+
+def test_a_share_is_that_of_the_means():
+    # prompts gain 48/64 and 16/64 in the other arm, 24/64 and 24/64 in this one: 48 of 64
+    found = recovered_share(same([32, 32], 64), same([56, 24], 64), same([8, 8], 64, seeds=1))
+    assert found.value == pytest.approx(6 / 8) and found.seeds == 3
+
+
+def test_the_same_arm_recovers_all_of_it_in_every_replicate():
+    """Seeds, prompts, samples and the reference are drawn once for both: the ratio stays 1."""
+    rng = np.random.default_rng(2)
+    arm = Hits(rng.integers(8, 17, size=(3, 10)), np.full((3, 10), 16))
+    found = recovered_share(arm, arm, same([2] * 10, 16, seeds=1))
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_the_width_of_a_share_is_that_of_the_delta_method():
+    """Rates a and b over a start that is known: var of the share = var(a - share b) / mean(b)^2."""
+    m, n = 200, 64
+    rng = np.random.default_rng(5)
+    arm, other = (Hits(rng.binomial(n, p, size=(1, m)), np.full((1, m), n)) for p in (0.5, 0.8))
+    found = recovered_share(arm, other, same([0] * m, n, seeds=1), replicates=4000)
+    rates = [side.value for side in (arm, other)]
+    share = rates[0].mean() / rates[1].mean()
+    residual = rates[0] - share * rates[1]  # over prompts; samples are drawn by the same uniform numbers in both
+    of_prompts = residual.var() / m
+    # comonotone samples: sd of the difference is the difference of sds
+    sds = [np.sqrt(rate * (1 - rate) / n) for rate in rates]
+    # a prompt that is picked c times brings the same samples c times: E[c^2] = 2 - 1/m
+    of_samples = ((sds[0] - share * sds[1]) ** 2).mean() * (2 - 1 / m) / m
+    expected = 1.96 * np.sqrt(of_prompts + of_samples) / rates[1].mean()
+    assert found.value == pytest.approx(share)
+    assert half_width(found) == pytest.approx(expected, rel=0.08)
+
+
+def test_no_gain_has_no_share():
+    assert recovered_share(same([4, 4], 8), same([1, 1], 8), same([1, 1], 8, seeds=1)) is None
+    assert recovered_share(same([4, 4], 8), same([0, 0], 8), same([2, 1], 8, seeds=1)) is None
+
+
+def test_the_interval_of_a_share_covers_the_truth():
+    """Gains .2 and .4 of seeds that vary by themselves: the true share is .5."""
+    rng, held = np.random.default_rng(11), 0
+    for i in range(80):
+        base = rng.uniform(0.1, 0.3, size=(1, 24))
+        sides = [base + gain + 0.04 * rng.normal(size=(3, 1)) for gain in (0.2, 0.4)]
+        arms = [Hits(rng.binomial(32, np.clip(p, 0, 1)), np.full((3, 24), 32)) for p in sides]
+        reference = Hits(rng.binomial(64, base), np.full((1, 24), 64))
+        found = recovered_share(*arms, reference, replicates=150, seed=i)
+        held += found.low <= 0.5 <= found.high
+    assert held >= 0.9 * 80
+
+
+def test_a_share_needs_the_same_prompts():
+    with pytest.raises(ValueError, match="one row of the reference"):
+        recovered_share(same([4, 4], 8), same([4, 4], 8), same([1, 1], 8, seeds=3))

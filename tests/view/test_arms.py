@@ -39,6 +39,15 @@ def arm(role: str, missing: list[int], **changed) -> dict:
         "mean": NUMBERS | changed,
         "runs": {},
         "rounds": rounds,
+        "families": {
+            "tail": {
+                "reference": [0.1, 0.1],
+                "pass_1": [0.9, 0.8],
+                "elicited_low": [9.99, 12.0],
+                "created_low": [0.0, 1.0],
+                "lost_low": [0.0, 0.0],
+            }
+        },
     }
 
 
@@ -48,6 +57,7 @@ def ends(value: float, low: float, high: float) -> dict:
 
 def found() -> dict:
     pair = {
+        "recovered": {"all": ends(0.981, 0.9501, 1.0119), "tail": None},
         "problem": None,
         "seeds": [0, 1],
         "differences": {"pass_1": ends(0.021, -0.0031, 0.0442), "kl": ends(1.43, 0.75, 2.1), "gap": None},
@@ -64,7 +74,12 @@ def found() -> dict:
         {"name": "negative controls are silent", "holds": None, "why": "no arm of role negative"},
         {"name": "the ledger [of a seed]", "holds": False, "why": "1 against 2"},
     ]
+    trials = [
+        {"settings": {"learning_rate": 0.0003}, "pass_1": 0.2, "chosen": False},
+        {"settings": {"learning_rate": 0.001}, "pass_1": 0.4, "chosen": True},
+    ]
     return {
+        "tuning": {"seed": 100, "arms": {"rl": trials}},
         "name": "fair",
         "seeds": [0, 1, 2],
         "baseline": "once",
@@ -109,6 +124,13 @@ def test_a_terminal_of_80_columns_shows_every_word():
     assert ["[odd]", "no", "common", "KL"] in rows
     assert ["rl", "0.700", "60.0", "55.0", "+5.0", "[+1.0,", "+9.0]"] in rows
     assert ["rl", "paid,", "other", "did", "not", "-37.5", "%", "✗", "not", "matched"] in rows
+    # means over seeds of pass@1, the least of what is certified
+    assert ["rl", "tail", "10.0", "85.0", "9.9", "0.0", "0.0"] in rows
+    assert ["all", "98.1", "[95.0,", "101.2]", "98.1", "[95.0,", "101.2]"] in rows
+    assert not [row for row in rows if row[:1] == ["tail"]]  # nothing was gained there
+    assert ["rl", "learning_rate", "0.0003", "20.0"] in rows
+    assert ["rl", "learning_rate", "0.001", "40.0", "✓"] in rows
+    assert "Trials of seed 100; the best was taken" in text
     assert "rl: undetermined at B = 1024 (1 of 3 conditions not checked)" in text
     assert "✓ creation is certified: at least 2 points" in text
     assert "? negative controls are silent: no arm of role negative" in text
@@ -146,7 +168,7 @@ def test_markdown_holds_the_same_tables_and_the_pictures():
     tables = [block for block in text.split("\n\n") if block.startswith("|")]
     for block in tables:
         assert len({line.count("|") for line in block.splitlines()}) == 1
-    assert len(tables) == 6
+    assert len(tables) == 9
 
 
 def test_pictures_are_files_of_their_own_and_show_the_means():
