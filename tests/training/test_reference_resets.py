@@ -138,7 +138,6 @@ RESET = {**RL, "reference_resets": [5, 0.6]}  # of 16 steps: 5 and 10; a checkpo
     ("settings", "stop"),
     [
         (RESET, 6),
-        (RESET, 9),
         (RESET, 14),
         ({**RESET, "reference_resets": [8]}, 9),  # at the step of a checkpoint: it comes before the reset
         ({**MIXTURE, "reference_resets": [7]}, 11),
