@@ -86,13 +86,13 @@ class ProjectsForward(RecordsTerms):
     def _shape_from_bank(self, batch: dict) -> None:
         """Put the bank's weights of the rows into the batch, and what the terms of F are measured with."""
         prompt, draw = self._from_bank.T
-        device, batch["advantages"] = batch["completion_ids"].device, self._bank_weights[prompt, draw].float()
-        rows = len(prompt)
+        device, rows = batch["completion_ids"].device, len(prompt)
+        weights = self._bank_weights[prompt, draw].float().to(device)
         first = self.accelerator.process_index * rows
         rewards = (self._gathered_rewards * self.reward_weights.to(device)).nansum(1)
         batch |= {
-            "advantages": batch["advantages"].to(device),
-            "forward_weights": batch["advantages"].to(device),
+            "advantages": weights,
+            "forward_weights": weights,
             "forward_valid": self._gathered_rewards.isfinite().any(1)[first : first + rows],
             "forward_reward": self._weights.reward * rewards[first : first + rows],
             "log_sampler": self._bank.log_sampler[prompt, draw].float().to(device),

@@ -5,6 +5,7 @@ import small
 from by_hand import train
 
 from fe_posttrain import FreeEnergyConfig
+from fe_posttrain.training.conflicts import problems
 
 PURE = {"reward_energy_weight": 0.0, "demonstration_energy_weight": 1.0, "beta": 0.0}
 SHOWN = {"demonstration_energy_weight": 1.0}
@@ -163,7 +164,9 @@ SOUND = (
 
 @pytest.mark.parametrize("own", SOUND, ids=str)
 def test_what_goes_together_is_accepted(tmp_path, own):
-    FreeEnergyConfig(str(tmp_path), use_cpu=True, max_steps=100, **own)
+    config = FreeEnergyConfig(str(tmp_path), use_cpu=True, max_steps=100, **own)
+    assert problems(config) == []  # none after the constructor has filled in defaults either
+    assert {key: getattr(config, key) for key in own} == own  # and none of it was changed in silence
 
 
 @pytest.mark.parametrize("gate", ["threshold", "failure_rate", "unsolved"])
